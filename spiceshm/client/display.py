@@ -1,0 +1,484 @@
+"""The client: connects, maps what the server offers, and hands out frames, newest first.
+
+Strategy: one task reads the display channel and acts inline, one reads main and answers PINGs. A
+program that looks gets the newest frame that arrived; damage of frames that it never looked at is
+added to that of the one it gets. Nothing queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import Literal, Self
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from .. import region
+from ..errors import (
+    ConnectError,
+    Disconnected,
+    FramesHeld,
+    MemoryRefused,
+    ProtocolError,
+    Refusal,
+    SpiceShmError,
+)
+from ..memory import MappedSegment
+from ..nursery import open_nursery
+from ..protocol import Channel, ClientDisplay, ClientLink
+from ..transport import Address, Stream, default_address, open_stream, parse_address
+from ..wire import Message, Sender, display, main, shm
+from ..wire.shm import ShmDamage, ShmOffer
+from ..wire.types import ChannelType, DisplayCap
+from .canvas import Canvas, page_aligned
+from .frame import Frame, Lease
+
+log = logging.getLogger("spiceshm.client")
+
+HANDSHAKE_S = 10.0
+HELD_WARNING_S = 1.0
+HELD_LIMIT_S = 5.0
+CREDITS = 8
+"""Most frames that we would hold at once; the server's offer decides."""
+
+_COMPRESSION_OFF = 1
+_Shm = Literal["auto", "off", "require"]
+
+
+class RemoteDisplay:
+    """A display that somebody else draws; made by `connect`."""
+
+    def __init__(self, address: Address, shm_wish: _Shm) -> None:
+        self.address = address
+        self.width = 0
+        """Pixels; changes when the server changes its mode."""
+        self.height = 0
+        self.reason: str | None = None
+        """Why memory is not shared, None while it is."""
+        self.segment_bytes = 0
+        """Bytes of the server's memory that are mapped."""
+        self.pixel_bytes = 0
+        """Bytes of pixels that the frames so far said had changed."""
+        self._wish = shm_wish
+        self._stream: Stream | None = None
+        self._machine = ClientDisplay()
+        self._segments: dict[int, MappedSegment] = {}
+        self._canvas: Canvas | None = None
+        self._pending: Frame | None = None
+        self._drawn: list[region.Rect] = []
+        self._arrived = trio.Event()
+        self._failure: SpiceShmError | None = None
+        self._given: Frame | None = None
+        self._leases: dict[int, Lease] = {}
+        self._ended: deque[Lease] = deque()
+        self._in_step = False
+        self._token = trio.lowlevel.current_trio_token()
+        self._ordinary_serial = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether frames are read in place from the server's memory."""
+        return self._machine.shared
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes through the display channel's socket so far, both ways."""
+        return self._stream.bytes_received + self._stream.bytes_sent if self._stream else 0
+
+    def frames(self) -> Frames:
+        """Frames as they come, newest first, never a backlog: ``async for frame in ...``.
+
+        A frame is released when the next one is asked for. Raises Disconnected when the server
+        goes, and FramesHeld when views of earlier frames, that you kept, hold all that the server
+        lends for longer than 5 s.
+        """
+        return Frames(self)
+
+    # Opening
+
+    def open(self, stream: Stream, link: ClientLink) -> None:
+        """Begin the display channel on a stream whose link phase is done."""
+        self._stream = stream
+        offered = DisplayCap.SHARED_MEMORY in link.caps
+        self._machine = ClientDisplay(mini=link.mini, shareable=offered)
+        if not offered:
+            self.reason = (
+                "the server does not share memory"
+                if stream.is_unix
+                else "memory cannot be shared over TCP"
+            )
+        if DisplayCap.PREF_COMPRESSION in link.caps:
+            self._machine.send(display.PreferredCompression(_COMPRESSION_OFF))
+        self._machine.send(display.DisplayInit(0, 0, 0, 0))
+        self._flush()
+
+    async def first_frame(self) -> None:
+        """Wait for the first complete picture. Raises what ended the connection before it."""
+        while self._pending is None:
+            await self._wait()
+
+    # The display channel
+
+    async def read(self, first: bytes) -> None:
+        """Read the channel for ever; ``first`` is what came behind the link phase."""
+        assert self._stream is not None
+        self._received(self._machine.receive_data(first))
+        while True:
+            data, descriptors = await self._stream.receive()
+            self._received(self._machine.receive_data(data, descriptors))
+
+    def fail(self, error: SpiceShmError) -> None:
+        """The connection is over: whoever waits is told why."""
+        if self._failure is None:
+            self._failure = error
+        self._arrived.set()
+
+    def _received(self, messages: list[Message]) -> None:
+        for message in messages:
+            if type(message) is ShmDamage:
+                self._damage(message)
+            elif isinstance(message, display.DrawCopy):
+                self._draw(message)
+            else:
+                self._cold(message)
+        if self._drawn:
+            self._show_canvas()
+        self._flush()
+
+    def _cold(self, message: Message) -> None:
+        if isinstance(message, ShmOffer):
+            self._answer(message)
+        elif isinstance(message, shm.SurfaceCreateShm):
+            self._resize(message.width, message.height)
+            self.reason = None
+            self._canvas = None
+        elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
+            self._resize(message.width, message.height)
+            self.reason = self.reason or "the server made no offer"
+            self._segments.clear()
+            self._canvas = Canvas(message.width, message.height)
+        elif isinstance(message, shm.ShmWithdraw):
+            segment = self._segments.pop(message.segment_id, None)
+            if segment is not None:
+                self.segment_bytes -= segment.size
+
+    def _resize(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self._drop_pending()
+
+    def _answer(self, offer: ShmOffer) -> None:
+        """Check an offer in the order that the protocol fixes, map it, and reply."""
+        descriptors = self._machine.take_descriptors(offer.segment_id)
+        try:
+            fault = self._machine.fault(offer)
+            if fault:
+                raise MemoryRefused(f"the offer's {fault} is malformed", Refusal.MALFORMED)
+            if self._wish == "off":
+                raise MemoryRefused("shared memory was not wanted", Refusal.NOT_WANTED)
+            if offer.handle != shm.HANDLE_DESCRIPTOR:
+                raise MemoryRefused(f"memory of kind {offer.handle} is not known", Refusal.HANDLE)
+            segment = MappedSegment(descriptors, offer.size, offer.token_offset, offer.token_size)
+        except MemoryRefused as error:
+            self.reason = str(error)
+            log.info("%s: memory not shared: %s", self.address, error)
+            self._machine.refuse(offer, error.reason)
+            return
+        finally:
+            for descriptor in descriptors:
+                descriptor.close()
+        self._segments[offer.segment_id] = segment
+        self.segment_bytes += segment.size
+        self._machine.accept(offer, segment.token, min(CREDITS, offer.credits))
+
+    def _damage(self, damage: ShmDamage) -> None:
+        surface = self._machine.surface
+        assert surface is not None  # the machine has checked all of the message
+        pixels = self._segments[damage.segment_id].pixels(
+            damage.shm_offset, surface.width, surface.height, surface.stride
+        )
+        self._leases[damage.serial] = Lease(pixels, damage.serial, self._lease_ended)
+        self._offer_frame(
+            Frame(
+                pixels,
+                damage.rects,
+                serial=damage.serial,
+                published=damage.published,
+                full=bool(damage.flags & shm.FLAG_FULL),
+            )
+        )
+
+    def _draw(self, copy: display.DrawCopy) -> None:
+        if self._canvas is not None and copy.surface_id == 0:
+            self._drawn += self._canvas.draw(copy)
+
+    def _show_canvas(self) -> None:
+        """Ordinary SPICE has no frames: what one read brought is one, on pixels of its own."""
+        canvas = self._canvas
+        assert canvas is not None
+        pixels = page_aligned(canvas.height, canvas.width)
+        pixels[:] = canvas.pixels
+        pixels.flags.writeable = False
+        self._ordinary_serial += 1
+        rects = np.array(region.merge(self._drawn), "<i4")
+        self._drawn = []
+        self._offer_frame(
+            Frame(
+                pixels,
+                rects,
+                serial=self._ordinary_serial,
+                published=0,
+                full=self._ordinary_serial == 1,
+            )
+        )
+
+    # Frames
+
+    def _offer_frame(self, frame: Frame) -> None:
+        """Make it the one that is given next; what nobody looked at only adds its damage."""
+        self.pixel_bytes += _area(frame.rects) * 4
+        missed = self._pending
+        if missed is not None and not frame.full:
+            frame.rects = np.vstack([missed.rects, frame.rects])
+            frame.full = missed.full
+        self._drop_pending()
+        self._pending = frame
+        self._arrived.set()
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            with self._step():
+                self._pending.release()
+                self._pending = None
+
+    async def next_frame(self) -> Frame:
+        """The next step of `Frames`."""
+        if self._given is not None:
+            with self._step():
+                self._given.release()
+                self._given = None
+            self._flush()
+        while self._pending is None:
+            await self._wait_unless_held()
+        frame, self._pending = self._pending, None
+        self._given = frame
+        return frame
+
+    async def _wait_unless_held(self) -> None:
+        """Wait for a frame; not for ever where the program's own views are what prevents it."""
+        if self._machine.shared and len(self._leases) >= self._machine.credits > 0:
+            with trio.move_on_after(HELD_WARNING_S):
+                await self._wait()
+                return
+            log.warning("%s", self._held())
+            with trio.move_on_after(HELD_LIMIT_S - HELD_WARNING_S):
+                await self._wait()
+                return
+            raise FramesHeld(self._held())
+        await self._wait()
+
+    def _held(self) -> str:
+        oldest = max(time.monotonic() - lease.since for lease in self._leases.values())
+        return (
+            f"views of {len(self._leases)} frames are still held, the oldest for {oldest:.1f} s: "
+            "no new frame can come; drop them or keep frame.copy()"
+        )
+
+    async def _wait(self) -> None:
+        """Until something arrived. Raises what ended the connection."""
+        if self._failure is not None:
+            raise self._failure
+        self._arrived = trio.Event()
+        await self._arrived.wait()
+
+    # Leases
+
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[None]:
+        """Leases that end in here are sent by the caller, without waking the loop."""
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    def _lease_ended(self, lease: Lease) -> None:
+        """On any thread, in the middle of anything: take note and wake the loop."""
+        self._ended.append(lease)
+        if not self._in_step:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._flush_quietly)
+
+    def _flush_quietly(self) -> None:
+        with contextlib.suppress(SpiceShmError):
+            self._flush()
+
+    def _flush(self) -> None:
+        """Give back what is no longer looked at, and send all that is to be sent."""
+        if self._stream is None or self._failure is not None:
+            return
+        while self._ended:
+            lease = self._ended.popleft()
+            del self._leases[lease.serial]
+            self._machine.release(lease.serial)
+        for data, descriptors in self._machine.data_to_send():
+            self._stream.send(data, descriptors)
+
+    def close(self) -> None:
+        """Nothing more is received; pixels that somebody holds stay readable."""
+        self.fail(Disconnected("the connection was closed here"))
+        self._machine.close()
+        self._segments.clear()
+
+
+class Frames:
+    """The iterator that `RemoteDisplay.frames` gives."""
+
+    def __init__(self, remote: RemoteDisplay) -> None:
+        self._remote = remote
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._remote.next_frame()
+
+
+def _area(rects: NDArray[np.int32]) -> int:
+    return region.area(rects.tolist())
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    address: str | None = None, *, password: str = "", shm: _Shm = "auto"
+) -> AsyncIterator[RemoteDisplay]:
+    """Connect to a SPICE server and look at its display.
+
+    ``address`` is ``unix:/path``, ``unix:@name``, ``tcp:host:port``, ``spice://host:port`` or
+    ``spice+unix:///path``; None is the default of `spiceshm.serve`. ``shm`` "auto" shares memory if
+    the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared. The
+    first complete picture is there when the block begins.
+
+    Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
+    RemoteProtocolError, Disconnected.
+    """
+    place = parse_address(address) if address is not None else default_address()
+    async with open_nursery() as nursery:
+        with contextlib.ExitStack() as stack:
+            try:
+                with _deadline(place):
+                    remote = await _open(place, password, shm, nursery, stack)
+                if shm == "require" and not remote.shared:
+                    raise MemoryRefused(f"{place}: memory is not shared: {remote.reason}")
+                yield remote
+            finally:
+                nursery.cancel_scope.cancel()  # before the sockets close under its tasks
+
+
+async def _open(
+    place: Address, password: str, wish: _Shm, nursery: trio.Nursery, stack: contextlib.ExitStack
+) -> RemoteDisplay:
+    """Open main and display channel and wait for the first picture."""
+    remote = RemoteDisplay(place, wish)
+    stack.callback(remote.close)
+    main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
+    session = _MainChannel(main_stream, main_link)
+    session_id = await session.begin()
+    stream, link = await _open_channel(stack, place, password, ChannelType.DISPLAY, session_id)
+    remote.open(stream, link)
+    nursery.start_soon(_run, remote, session.read)
+    nursery.start_soon(_run, remote, partial(remote.read, link.rest))
+    nursery.start_soon(_run, remote, stream.flush_when_writable)
+    await remote.first_frame()
+    return remote
+
+
+async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task; its end is the end of the connection, told to who waits."""
+    try:
+        await task()
+    except ProtocolError as error:
+        error.args = (f"{remote.address}: {error}",)
+        remote.fail(error)
+    except Disconnected as error:
+        remote.fail(Disconnected(f"{remote.address}: {error}"))
+
+
+@contextlib.contextmanager
+def _deadline(place: Address) -> Iterator[None]:
+    try:
+        with trio.fail_after(HANDSHAKE_S):
+            yield
+    except trio.TooSlowError:
+        raise ConnectError(
+            f"{place}: nothing was shown within {HANDSHAKE_S:g} s of connecting"
+        ) from None
+
+
+async def _open_channel(
+    stack: contextlib.ExitStack,
+    place: Address,
+    password: str,
+    channel: ChannelType,
+    session_id: int = 0,
+) -> tuple[Stream, ClientLink]:
+    """Connect one channel and go through its link phase."""
+    caps: frozenset[int] = frozenset()
+    if channel is ChannelType.DISPLAY:
+        caps = frozenset(
+            {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
+        )
+    stream = await open_stream(place, descriptors=channel is ChannelType.DISPLAY)
+    stack.callback(stream.close)
+    link = ClientLink(
+        connection_id=session_id,
+        channel_type=channel,
+        channel_id=0,
+        channel_caps=caps,
+        password=password.encode(),
+    )
+    while not link.done:
+        stream.send(link.data_to_send())
+        await stream.drain()
+        data, descriptors = await stream.receive(link.bytes_wanted)
+        for descriptor in descriptors:
+            descriptor.close()
+        link.receive_data(bytes(data))
+    return stream, link
+
+
+class _MainChannel:
+    """The session: its INIT tells the session id, and PINGs are answered for ever."""
+
+    def __init__(self, stream: Stream, link: ClientLink) -> None:
+        self._stream = stream
+        self._rest = link.rest
+        self._machine = Channel("main", Sender.CLIENT, mini=link.mini)
+
+    async def begin(self) -> int:
+        """Wait for MAIN_INIT; returns the session id."""
+        data: bytes | memoryview = self._rest
+        while True:
+            for message in self._machine.receive_data(data):
+                if isinstance(message, main.MainInit):
+                    self._machine.send(main.AttachChannels())
+                    self._flush()
+                    return message.session_id
+            data, _ = await self._stream.receive()
+
+    async def read(self) -> None:
+        while True:
+            data, _ = await self._stream.receive()
+            self._machine.receive_data(data)
+            self._flush()
+            await self._stream.drain()
+
+    def _flush(self) -> None:
+        for part in self._machine.data_to_send():
+            self._stream.send(part.data)

@@ -1,0 +1,96 @@
+"""A frame as a program sees it, and how long the memory under it is kept."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Frame:
+    """One picture of the display; it never changes.
+
+    With shared memory the pixels are the server's own, read in place; the server reuses them only
+    when the frame has been released *and* no view of `pixels` is left. So a view that you keep
+    stays right, and keeps one of the frames that the server lends you.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        rects: NDArray[np.int32],
+        *,
+        serial: int,
+        published: int,
+        full: bool,
+    ) -> None:
+        self._pixels: NDArray[np.uint8] | None = pixels
+        self.rects = rects
+        """What changed since the frame that you were given before: an array (n, 4) of int32, each
+        row top, left, bottom, right; bottom and right exclusive. Rectangles may overlap."""
+        self.serial = serial
+        """Rises from frame to frame; numbers may be skipped."""
+        self.published = published
+        """CLOCK_MONOTONIC in ns when the server made it current; 0 in ordinary SPICE."""
+        self.full = full
+        """Everything may have changed, the size too: forget what you knew of earlier frames."""
+        self._arrived = time.monotonic_ns()
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Read-only array (height, width, 4) of uint8: B, G, R and a byte that means nothing.
+
+        Raises ValueError once the frame was released.
+        """
+        if self._pixels is None:
+            raise ValueError(
+                "this frame was released; keep frame.pixels or frame.copy() before the next step"
+            )
+        return self._pixels
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def age(self) -> float:
+        """Seconds since the server published it, or since it arrived where that is not known."""
+        return (time.monotonic_ns() - (self.published or self._arrived)) / 1e9
+
+    def copy(self) -> NDArray[np.uint8]:
+        """The pixels in memory of your own, writable; the frame need not be kept for it."""
+        return self.pixels.copy()
+
+    def release(self) -> None:
+        """Give the frame back now. `frames` does it at its next step. Harmless twice."""
+        self._pixels = None
+
+    def __repr__(self) -> str:
+        if self._pixels is None:
+            return f"<Frame {self.serial} released>"
+        return f"<Frame {self.serial} {self.width}x{self.height} rects={len(self.rects)}>"
+
+
+class Lease:
+    """Tells when the last view of a frame's pixels is gone.
+
+    Every view that numpy, memoryview or Pillow makes keeps the array it was made of, so the death
+    of that array is the end of the lease. It may come on any thread and in the middle of anything:
+    ``ended`` must only take note.
+    """
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], serial: int, ended: Callable[[Lease], None]
+    ) -> None:
+        self.serial = serial
+        self.since = time.monotonic()
+        self._watch = weakref.ref(pixels, lambda _: ended(self))

@@ -1,0 +1,227 @@
+"""The leased pool: why no frame is torn, no writer waits and no damage is lost.
+
+Buffers go FREE → WRITING → CURRENT → RETAINED (while leased) → FREE. A reader holds at most
+``credits`` of them; with two buffers more than all credits together the writer always finds one
+FREE. The six rules, each of which a method below holds or asserts:
+
+1. only a WRITING buffer is written, and it has no lease;
+2. a lease starts when a frame is lent and ends only by its release or when the reader leaves;
+3. leased buffers never exceed what leaves the writer one, so it never waits, and publishing never
+   allocates;
+4. a reader's damage is cleared only by lending it a frame that carries it;
+5. at most ``credits`` frames a reader are out, and nothing queues;
+6. memory is what was added, bounded by the caller.
+
+It knows neither messages nor sockets: the server asks what to lend and sends it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import region
+from ..region import Rect
+from .segment import Segment, pages
+
+
+class BufferState(enum.Enum):
+    FREE = enum.auto()
+    WRITING = enum.auto()
+    CURRENT = enum.auto()
+    RETAINED = enum.auto()
+
+
+@dataclass(eq=False)
+class Buffer:
+    """One surface-sized slot of a segment.
+
+    ``pixels`` is a writable array (height, width, 4) of uint8, B, G, R, X, over shared memory;
+    ``missed`` is what was published since this buffer was current.
+    """
+
+    segment: Segment
+    offset: int
+    pixels: NDArray[np.uint8]
+    missed: list[Rect]
+    state: BufferState = BufferState.FREE
+    leases: int = 0
+
+    def __post_init__(self) -> None:
+        # Whole pixels copy faster than bytes.
+        self.words = self.pixels.view(np.uint32)[:, :, 0]
+
+
+@dataclass(eq=False)
+class Reader:
+    """Somebody who is lent frames, at most ``credits`` at once.
+
+    ``damage`` is what changed since the last frame it was given; ``segments`` are those it can see;
+    ``busy`` is set by whoever reads for it while what was read is still on its way.
+    """
+
+    credits: int
+    damage: list[Rect]
+    full: bool = True
+    busy: bool = False
+    segments: set[Segment] = field(default_factory=set)
+    leases: dict[int, Buffer] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it could be lent another frame."""
+        return not self.busy and len(self.leases) < self.credits
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What a reader is given: a buffer that will not change, and what is new in it for this reader.
+
+    ``published`` is the clock of whoever published it, in ns; ``full`` means that the reader must
+    forget what it knew.
+    """
+
+    buffer: Buffer
+    serial: int
+    published: int
+    rects: list[Rect]
+    full: bool
+
+
+class Pool:
+    """The buffers of one surface of one size. ``serials`` outlives it: serials are never reused."""
+
+    def __init__(self, width: int, height: int, serials: Iterator[int]) -> None:
+        self.width = width
+        self.height = height
+        self.stride = width * 4
+        self.buffers: list[Buffer] = []
+        self.readers: set[Reader] = set()
+        self.current: Buffer | None = None
+        self.serial = 0
+        self.published = 0
+        self._serials = serials
+
+    @property
+    def buffer_size(self) -> int:
+        """Bytes that one buffer takes, whole pages."""
+        return pages(self.stride * self.height)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments in use, each once."""
+        return list(dict.fromkeys(buffer.segment for buffer in self.buffers))
+
+    def add(self, segment: Segment) -> None:
+        """Cut a segment into as many buffers as fit; it belongs to the pool from here on."""
+        for offset in range(segment.first, segment.size - self.buffer_size + 1, self.buffer_size):
+            pixels = segment.pixels(offset, self.width, self.height, self.stride)
+            self.buffers.append(Buffer(segment, offset, pixels, self._everything()))
+
+    # The writer
+
+    def begin(self, damage: Sequence[Rect]) -> Buffer:
+        """A buffer to draw in that holds the current picture, except inside ``damage``.
+
+        The caller draws all of ``damage`` and then calls `publish`, or `abandon`. Never waits:
+        rule 3 leaves one FREE.
+        """
+        buffer = next((b for b in self.buffers if b.state is BufferState.FREE), None)
+        if buffer is None:
+            raise AssertionError("no free buffer: a lease was given that should not have been")
+        if buffer.leases:
+            raise AssertionError("a free buffer is leased")
+        buffer.state = BufferState.WRITING
+        if self.current is not None:
+            source, target = self.current.words, buffer.words
+            for top, left, bottom, right in region.subtract(buffer.missed, damage):
+                target[top:bottom, left:right] = source[top:bottom, left:right]
+        return buffer
+
+    def publish(self, buffer: Buffer, damage: Sequence[Rect], now: int) -> int:
+        """Make a drawn buffer current and ``damage`` known to every reader; returns its serial.
+
+        ``damage`` must cover what `begin` was told and all that was drawn besides.
+        """
+        if buffer.state is not BufferState.WRITING:
+            raise AssertionError(f"a {buffer.state.name} buffer cannot be published")
+        old = self.current
+        if old is not None:
+            old.state = BufferState.RETAINED if old.leases else BufferState.FREE
+        buffer.state = BufferState.CURRENT
+        buffer.missed = []
+        self.current = buffer
+        for other in self.buffers:
+            if other is not buffer:
+                other.missed = region.merge([*other.missed, *damage])
+        for reader in self.readers:
+            reader.damage = region.merge([*reader.damage, *damage])
+        self.serial = next(self._serials)
+        self.published = now
+        return self.serial
+
+    def abandon(self, buffer: Buffer) -> None:
+        """Give up a buffer that was begun; what was drawn in it is nobody's picture."""
+        buffer.state = BufferState.FREE
+        buffer.missed = self._everything()
+
+    # Readers
+
+    def join(self, credits: int) -> Reader:
+        """A new reader; its first frame will be the whole surface."""
+        reader = Reader(credits, self._everything())
+        self.readers.add(reader)
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """The reader is gone, and with it its leases. Leaving twice is harmless."""
+        self.readers.discard(reader)
+        for serial in list(reader.leases):
+            self.release(reader, serial)
+
+    def lend(self, reader: Reader) -> Frame | None:
+        """The newest frame on lease, or None if the reader must wait (or nothing is new)."""
+        buffer = self.current
+        if buffer is None or not reader.damage or not reader.ready:
+            return None
+        if buffer.segment not in reader.segments or not self._spare(buffer):
+            return None
+        buffer.leases += 1
+        reader.leases[self.serial] = buffer
+        return self._hand_over(reader, buffer)
+
+    def read(self, reader: Reader) -> Frame | None:
+        """The newest frame without a lease: good only until the caller next lets others run."""
+        if self.current is None or not reader.damage or not reader.ready:
+            return None
+        return self._hand_over(reader, self.current)
+
+    def release(self, reader: Reader, serial: int) -> None:
+        """End one lease. Raises KeyError if the reader does not hold that frame."""
+        buffer = reader.leases.pop(serial)
+        buffer.leases -= 1
+        if not buffer.leases and buffer.state is BufferState.RETAINED:
+            buffer.state = BufferState.FREE
+
+    def _hand_over(self, reader: Reader, buffer: Buffer) -> Frame:
+        frame = Frame(buffer, self.serial, self.published, reader.damage, reader.full)
+        reader.damage, reader.full = [], False
+        return frame
+
+    def _spare(self, buffer: Buffer) -> bool:
+        """Whether the writer keeps a free buffer if this one is leased too (rule 3).
+
+        While the pool is smaller than all credits together allow, readers can share a buffer that
+        is leased already, but not lease ever different ones.
+        """
+        if buffer.leases:
+            return True
+        leased = sum(1 for other in self.buffers if other.leases)
+        return leased + 1 <= len(self.buffers) - 2
+
+    def _everything(self) -> list[Rect]:
+        return region.full(self.width, self.height)

@@ -1,0 +1,31 @@
+"""A trio nursery whose one failure comes out as itself, not as a group of one.
+
+Our background tasks end by themselves or take the connection down; so where something fails it is
+one thing, and a user's ``except ValueError`` around ``async with spiceshm.connect()`` must work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import trio
+
+
+@contextlib.asynccontextmanager
+async def open_nursery() -> AsyncIterator[trio.Nursery]:
+    """Like ``trio.open_nursery``, but a group with one failure in it is replaced by that failure.
+
+    Tasks that were cancelled meanwhile do not count: cancelled they are anyhow.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        failures = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
+        if len(failures) != 1:
+            raise
+    else:
+        return
+    # Raised here, outside of the handler, so that the group does not become its context.
+    raise failures[0]

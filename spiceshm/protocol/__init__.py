@@ -1,0 +1,24 @@
+"""The conversation, without I/O and without a clock: link phase, channels, both ends of each.
+
+In reading order: `tables` who may say what when, `channel` framing and flow control of any channel,
+`display` the shared-memory extension's bookkeeping, `link` how a channel is opened.
+"""
+
+from .channel import Channel, Outgoing
+from .display import ClientDisplay, ServerDisplay, SharedSurface
+from .link import ClientLink, Password, ServerLink, generate_key
+from .tables import TABLES, State
+
+__all__ = [
+    "TABLES",
+    "Channel",
+    "ClientDisplay",
+    "ClientLink",
+    "Outgoing",
+    "Password",
+    "ServerDisplay",
+    "ServerLink",
+    "SharedSurface",
+    "State",
+    "generate_key",
+]

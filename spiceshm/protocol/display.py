@@ -1,0 +1,418 @@
+"""The display channel's two ends: the extension's numbers held against each other, without I/O.
+
+`tables` says which message may come when. This module adds what depends on numbers: which segments
+were offered and taken, which frames are out on lease, whether a damage message points inside a
+segment. Both ends distrust the other: the server believes a proof, never a client's word; the
+client checks every offset against the size that was offered (and that its memory tower has held
+against the file) before anybody makes a view of it.
+
+Neither class touches memory. The server is told the token that lies in a segment; the client is
+told the bytes that were read there.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..errors import LocalProtocolError, Refusal, RemoteProtocolError
+from ..fds import Descriptor
+from ..wire import Message, Sender, shm
+from ..wire.display import SurfaceCreate, SurfaceDestroy
+from ..wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply, ShmWithdraw, SurfaceCreateShm
+from .channel import Channel
+from .tables import State
+
+MAX_SEGMENTS = 64
+"""Segments that one connection may have at a time."""
+
+_DAMAGE, _OFFER, _CREATE = "display.shm_damage", "display.shm_offer", "display.surface_create_shm"
+_REPLY, _HANDLED = "display.shm_reply", "display.shm_damage_handled"
+
+
+@dataclass
+class OfferedSegment:
+    """What a connection knows of one segment. ``accepted`` is None until it was answered."""
+
+    offer: ShmOffer
+    token: bytes = b""
+    accepted: bool | None = None
+    withdrawn: bool = False
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether ``size`` bytes at ``offset`` lie inside the segment and outside its token."""
+        offer = self.offer
+        if offset + size > offer.size:
+            return False
+        token_end = offer.token_offset + offer.token_size
+        return offer.token_size == 0 or offset >= token_end or offset + size <= offer.token_offset
+
+
+class SharedSurface(NamedTuple):
+    """The primary surface in shared memory: pixels, bytes a line, `SurfaceFormat`."""
+
+    surface_id: int
+    width: int
+    height: int
+    format: int
+    stride: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of one buffer of this surface."""
+        return self.stride * self.height
+
+
+class ServerDisplay(Channel):
+    """The server's end. ``shareable`` is whether both ends announced the capability."""
+
+    def __init__(self, *, mini: bool = True, shareable: bool = False) -> None:
+        super().__init__("display", Sender.SERVER, mini=mini)
+        self.shareable = shareable
+        self.segments: dict[int, OfferedSegment] = {}
+        self.leases: dict[int, int] = {}
+        """Frames out on lease: serial to surface_id."""
+        self.credits = 0
+        """How many frames the client takes at once; 0 until its first reply."""
+        self.refusal: str | None = None
+        """Why this client does not share memory, once it has refused any."""
+        self._offered_ids = 0
+        self._last_serial = -1
+        self._surface_id = 0
+
+    @property
+    def undecided(self) -> bool:
+        """Some offer has not been answered yet."""
+        return any(segment.accepted is None for segment in self.segments.values())
+
+    @property
+    def ready(self) -> bool:
+        """The client has sent its INIT."""
+        return self.state is not State.START
+
+    @property
+    def shared(self) -> bool:
+        return self.state in (State.SHARED, State.SHARED_EMPTY)
+
+    def may_lend(self) -> bool:
+        """Whether another frame may be sent now: a credit is free and the ACK window open."""
+        return len(self.leases) < self.credits and self.acks.open
+
+    def has(self, segment_id: int) -> bool:
+        """Whether the client has accepted this segment."""
+        segment = self.segments.get(segment_id)
+        return segment is not None and segment.accepted is True and not segment.withdrawn
+
+    def next_segment_id(self) -> int:
+        """A segment id that this connection has never used."""
+        self._offered_ids += 1
+        return self._offered_ids
+
+    def offer(self, offer: ShmOffer, token: bytes, descriptor: Descriptor | None) -> None:
+        """Queue an offer and, for HANDLE_DESCRIPTOR, the byte that carries the descriptor.
+
+        The descriptor is owned by the channel from here on, also if this raises.
+        """
+        try:
+            self.send(offer)
+        except LocalProtocolError:
+            if descriptor is not None:
+                descriptor.close()
+            raise
+        self.segments[offer.segment_id].token = token
+        if descriptor is not None:
+            self._send_descriptors(shm.DESCRIPTOR_BYTE, [descriptor])
+
+    def _check_sent(self, message: Message) -> None:
+        if isinstance(message, ShmDamage):
+            self._lend(message)
+        elif isinstance(message, ShmOffer):
+            if not self.shareable:
+                raise LocalProtocolError(_OFFER, "", "the client does not know the extension")
+            self.segments[message.segment_id] = OfferedSegment(message)
+        elif isinstance(message, ShmWithdraw):
+            self._withdraw(message.segment_id)
+        elif isinstance(message, SurfaceCreateShm):
+            if not self.segments or self.undecided or self.refusal:
+                raise LocalProtocolError(_CREATE, "", "not every offer was accepted")
+            self._surface_id = message.surface_id
+
+    def _withdraw(self, segment_id: int) -> None:
+        segment = self.segments.get(segment_id)
+        if segment is None or segment.withdrawn:
+            raise LocalProtocolError("display.shm_withdraw", "segment_id", "is not in use")
+        if segment.accepted is None:
+            segment.withdrawn = True  # its reply is still to come and is no breach
+        else:
+            del self.segments[segment_id]
+
+    def _lend(self, damage: ShmDamage) -> None:
+        if len(self.leases) >= self.credits:
+            raise LocalProtocolError(_DAMAGE, "serial", "the client has no credit left")
+        if not self.has(damage.segment_id):
+            raise LocalProtocolError(_DAMAGE, "segment_id", "is not accepted by the client")
+        if damage.serial <= self._last_serial:
+            raise LocalProtocolError(_DAMAGE, "serial", "does not rise")
+        self._last_serial = damage.serial
+        self.leases[damage.serial] = damage.surface_id
+
+    def _check_received(self, message: Message) -> None:
+        super()._check_received(message)
+        if isinstance(message, ShmDamageHandled):
+            if self.leases.get(message.serial) != message.surface_id:
+                raise RemoteProtocolError(
+                    _HANDLED, "serial", f"{message.serial} of surface {message.surface_id} is not out"
+                )
+            del self.leases[message.serial]
+        elif isinstance(message, ShmReply):
+            self._check_reply(message)
+
+    def _check_reply(self, reply: ShmReply) -> None:
+        segment = self.segments.get(reply.segment_id)
+        if segment is None or segment.accepted is not None:
+            raise RemoteProtocolError(
+                _REPLY, "segment_id", f"{reply.segment_id} is not offered or answered already"
+            )
+        offer = segment.offer
+        if reply.accepted and not 1 <= reply.credits <= offer.credits:
+            raise RemoteProtocolError(
+                _REPLY, "credits", f"{reply.credits} is not in 1..{offer.credits}"
+            )
+        if reply.nonce and len(reply.nonce) != offer.token_size:
+            raise RemoteProtocolError(_REPLY, "nonce_size", f"{len(reply.nonce)} bytes")
+        proven = hmac.compare_digest(reply.proof, segment.token)
+        segment.accepted = bool(reply.accepted) and proven
+        if segment.withdrawn:
+            del self.segments[reply.segment_id]
+        if segment.accepted:
+            self.credits = self.credits or reply.credits
+        elif self.refusal is None:
+            self.refusal = (
+                "wrong proof" if reply.accepted else Refusal.explain(reply.reason)
+            )
+
+
+class ClientDisplay(Channel):
+    """The client's end. ``shareable`` is whether both ends announced the capability.
+
+    `receive_data` returns an offer as a message once its descriptor byte is there too; ask
+    `fault`, take its descriptors with `take_descriptors`, and answer it with `accept` or `refuse`.
+    """
+
+    def __init__(self, *, mini: bool = True, shareable: bool = False) -> None:
+        super().__init__("display", Sender.CLIENT, mini=mini)
+        self.shareable = shareable
+        self.segments: dict[int, OfferedSegment] = {}
+        self.leases: dict[int, int] = {}
+        """Frames that we hold: serial to surface_id."""
+        self.credits = 0
+        self.surface: SharedSurface | None = None
+        """The primary surface while it lies in shared memory."""
+        self._refused = False
+        self._used_ids: set[int] = set()
+        self._last_serial = -1
+        self._awaited: ShmOffer | None = None
+        self._arrived: list[Descriptor] = []
+        self._claimed: dict[int, tuple[Descriptor, ...]] = {}
+
+    @property
+    def shared(self) -> bool:
+        return self.state in (State.SHARED, State.SHARED_EMPTY)
+
+    # Bytes and descriptors
+
+    def receive_data(
+        self, data: bytes | bytearray | memoryview, fds: Iterable[Descriptor] = ()
+    ) -> list[Message]:
+        """Take what one read brought; ``fds`` are owned by the channel from here on.
+
+        The kernel ends a read at the byte that carries descriptors, so those of one read belong to
+        the first offer that is complete in it. Descriptors that no offer can claim are closed.
+        """
+        self._arrived += fds
+        messages = self._parse_all(data)
+        if self._arrived and not self._may_be_offer():
+            self._drop_arrived()
+        return messages
+
+    def _parse_one(self, view: memoryview, at: int, messages: list[Message]) -> int:
+        if self._awaited is None:
+            return super()._parse_one(view, at, messages)
+        if at == len(view):
+            return at
+        if view[at] != shm.DESCRIPTOR_BYTE[0]:
+            raise RemoteProtocolError(_OFFER, "descriptor", f"byte 0x{view[at]:02x} is not '@'")
+        offer, self._awaited = self._awaited, None
+        self._claimed[offer.segment_id] = tuple(self._arrived)
+        self._arrived = []
+        messages.append(offer)
+        return at + 1
+
+    def _accept(self, number: int, body: memoryview) -> Message | None:
+        message = super()._accept(number, body)
+        if isinstance(message, ShmOffer) and message.handle == shm.HANDLE_DESCRIPTOR:
+            self._awaited = message
+            return None
+        return message
+
+    def _unknown(self, number: int) -> None:
+        if self.shareable and shm.FIRST_NUMBER <= number <= shm.LAST_NUMBER:
+            raise RemoteProtocolError(f"display message {number}", "", "is unknown")
+
+    def _may_be_offer(self) -> bool:
+        """Whether what has not been parsed yet may be an offer that owns the descriptors."""
+        if self._awaited is not None:
+            return True
+        if not self._partial:
+            return False
+        head = self._read_header(memoryview(self._partial), 0)
+        return head is None or head[0] == ShmOffer.number
+
+    def take_descriptors(self, segment_id: int) -> tuple[Descriptor, ...]:
+        """The descriptors that came with an offer, however many; the caller owns them now."""
+        return self._claimed.pop(segment_id, ())
+
+    def _drop_arrived(self) -> None:
+        for descriptor in self._arrived:
+            descriptor.close()
+        self._arrived = []
+
+    def close(self) -> None:
+        super().close()
+        self._drop_arrived()
+        while self._claimed:
+            for descriptor in self._claimed.popitem()[1]:
+                descriptor.close()
+
+    # Offers
+
+    def fault(self, offer: ShmOffer) -> str | None:
+        """What is wrong with an offer's values (to be refused as malformed), or None."""
+        checks = (
+            (offer.magic != shm.OFFER_MAGIC, "magic"),
+            (offer.version != shm.OFFER_VERSION, "version"),
+            (not 1 <= offer.credits <= shm.MAX_CREDITS, "credits"),
+            (not 1 <= offer.size <= shm.MAX_SEGMENT_SIZE, "size"),
+            (not self._token_fits(offer), "token"),
+            (offer.handle == shm.HANDLE_DESCRIPTOR and bool(offer.name), "name"),
+            (not _is_text(offer.name), "name"),
+            (any(o.offer.credits != offer.credits for o in self.segments.values()), "credits"),
+            (len(self.segments) > MAX_SEGMENTS, "segment_id"),
+        )
+        return next((name for wrong, name in checks if wrong), None)
+
+    def _token_fits(self, offer: ShmOffer) -> bool:
+        if offer.token_size == 0:
+            return offer.handle == shm.HANDLE_DESCRIPTOR
+        fits = offer.token_offset + offer.token_size <= offer.size
+        return fits and shm.MIN_TOKEN <= offer.token_size <= shm.MAX_TOKEN
+
+    def accept(self, offer: ShmOffer, proof: bytes, credits: int) -> None:
+        """Answer: we have it mapped. ``proof`` is what lies at its token_offset."""
+        self.send(ShmReply(offer.segment_id, 1, Refusal.NONE, credits, 0, proof))
+
+    def refuse(self, offer: ShmOffer, reason: Refusal) -> None:
+        """Answer: no, because of ``reason``."""
+        self.send(ShmReply(offer.segment_id, 0, reason, 0, 0, b""))
+
+    def release(self, serial: int) -> None:
+        """The lease on a frame is over. Raises LocalProtocolError if we do not hold it."""
+        self.send(ShmDamageHandled(self.leases.get(serial, 0), serial))
+
+    # What the table cannot say
+
+    def _check_sent(self, message: Message) -> None:
+        if isinstance(message, ShmDamageHandled):
+            if message.serial not in self.leases:
+                raise LocalProtocolError(_HANDLED, "serial", f"{message.serial} is not held")
+            del self.leases[message.serial]
+        elif isinstance(message, ShmReply):
+            segment = self.segments.get(message.segment_id)
+            if segment is None or segment.accepted is not None:
+                raise LocalProtocolError(_REPLY, "segment_id", "nothing to answer")
+            segment.accepted = bool(message.accepted)
+            self._refused |= not message.accepted
+            self.credits = self.credits or message.credits
+
+    def _check_received(self, message: Message) -> None:
+        super()._check_received(message)
+        if isinstance(message, ShmDamage):
+            self._check_damage(message)
+        elif isinstance(message, ShmOffer):
+            self._check_offer(message)
+        elif isinstance(message, SurfaceCreateShm):
+            self._check_create(message)
+        elif isinstance(message, SurfaceCreate):
+            self._check_ordinary()
+        elif isinstance(message, SurfaceDestroy) and self.shared:
+            if self.surface is None or message.surface_id != self.surface.surface_id:
+                raise RemoteProtocolError(message.title, "surface_id", "is not the primary surface")
+            self.surface = None
+        elif isinstance(message, ShmWithdraw):
+            if self.segments.pop(message.segment_id, None) is None:
+                raise RemoteProtocolError(message.title, "segment_id", "is not in use")
+
+    def _check_offer(self, offer: ShmOffer) -> None:
+        if not self.shareable:
+            raise RemoteProtocolError(_OFFER, "", "came without the capability")
+        if offer.segment_id in self._used_ids:
+            raise RemoteProtocolError(_OFFER, "segment_id", f"{offer.segment_id} was used before")
+        self._used_ids.add(offer.segment_id)
+        self.segments[offer.segment_id] = OfferedSegment(offer)
+
+    def _check_create(self, create: SurfaceCreateShm) -> None:
+        if self._refused and self.state is State.OFFERED:
+            raise RemoteProtocolError(_CREATE, "", "came although an offer was refused")
+        if create.mode != shm.MODE_LEASED:
+            raise RemoteProtocolError(_CREATE, "mode", "in place was not asked for")
+        if create.surface_id != 0:
+            raise RemoteProtocolError(_CREATE, "surface_id", "the primary surface is 0")
+        if create.stride < create.width * 4 or create.stride % 4:
+            raise RemoteProtocolError(_CREATE, "stride", f"{create.stride} for {create.width} pixels")
+        surface = SharedSurface(0, create.width, create.height, create.format, create.stride)
+        self._check_place(_CREATE, create.segment_id, create.shm_offset, surface)
+        self.surface = surface
+
+    def _check_ordinary(self) -> None:
+        if self.state is State.SHARED_EMPTY and not self._refused:
+            raise RemoteProtocolError("display.surface_create", "", "came in shared memory mode")
+        if self.state is State.SHARED_EMPTY or self.state is State.OFFERED:
+            self.surface = None
+            self.segments.clear()
+
+    def _check_damage(self, damage: ShmDamage) -> None:
+        surface = self.surface
+        if surface is None or damage.surface_id != surface.surface_id:
+            raise RemoteProtocolError(_DAMAGE, "surface_id", f"there is no surface {damage.surface_id}")
+        if damage.serial <= self._last_serial:
+            raise RemoteProtocolError(_DAMAGE, "serial", f"{damage.serial} does not rise")
+        if len(self.leases) >= self.credits:
+            raise RemoteProtocolError(_DAMAGE, "serial", f"more than {self.credits} frames at once")
+        self._check_place(_DAMAGE, damage.segment_id, damage.shm_offset, surface)
+        width, height = surface.width, surface.height
+        for top, left, bottom, right in damage.rects.tolist():
+            if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+                raise RemoteProtocolError(
+                    _DAMAGE, "rects", f"{(top, left, bottom, right)} is not inside {width}x{height}"
+                )
+        self._last_serial = damage.serial
+        self.leases[damage.serial] = damage.surface_id
+
+    def _check_place(self, name: str, segment_id: int, offset: int, surface: SharedSurface) -> None:
+        segment = self.segments.get(segment_id)
+        if segment is None or not segment.accepted:
+            raise RemoteProtocolError(name, "segment_id", f"{segment_id} is not accepted")
+        if offset % 4 or not segment.holds(offset, surface.size):
+            raise RemoteProtocolError(
+                name, "shm_offset", f"{offset} is misaligned, past the segment or on its token"
+            )
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""Rectangles: what changed.
+
+A rectangle is a tuple ``(top, left, bottom, right)`` of ints, bottom and right exclusive, in the
+order of SPICE's Rect, so that ``pixels[top:bottom, left:right]`` is its picture. A region is a list
+of rectangles; they may overlap. Every function here may answer with *more* area than it was given,
+never with less, except `subtract`, which is exact or gives its first argument back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rect: TypeAlias = tuple[int, int, int, int]
+Damage: TypeAlias = "Literal['all'] | Sequence[Sequence[int]] | NDArray[np.integer]"
+
+MOST_RECTS = 64
+"""A region is kept at or below this many rectangles (the limit of SHM_DAMAGE)."""
+
+_SLICE_ROWS = 64
+
+
+def full(width: int, height: int) -> list[Rect]:
+    """The region that covers a surface of ``width`` x ``height`` pixels."""
+    return [(0, 0, height, width)]
+
+
+def from_damage(damage: Damage, width: int, height: int) -> list[Rect]:
+    """Turn what a producer names into a checked region of at most 64 rectangles.
+
+    ``damage`` is ``"all"``, a sequence of ``(top, left, bottom, right)`` or an integer array of
+    shape (n, 4). Raises ValueError for a rectangle that is empty or reaches outside the surface.
+    """
+    if isinstance(damage, str):
+        if damage != "all":
+            raise ValueError(f'damage is {damage!r}, not "all" or a list of rectangles')
+        return full(width, height)
+    rects: list[Rect] = []
+    for row in damage.tolist() if isinstance(damage, np.ndarray) else damage:
+        top, left, bottom, right = (int(edge) for edge in row)
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(
+                f"rectangle top={top} left={left} bottom={bottom} right={right} is empty or "
+                f"outside a surface of {width}x{height}"
+            )
+        rects.append((top, left, bottom, right))
+    return merge(rects)
+
+
+def area(rects: Iterable[Rect]) -> int:
+    """Pixels covered, overlaps counted twice."""
+    return sum((b - t) * (r - left) for t, left, b, r in rects)
+
+
+def bounds(rects: Sequence[Rect]) -> Rect:
+    """The smallest rectangle around a region that is not empty."""
+    return (
+        min(r[0] for r in rects),
+        min(r[1] for r in rects),
+        max(r[2] for r in rects),
+        max(r[3] for r in rects),
+    )
+
+
+def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
+    """The same area in fewer rectangles: neighbours that share an edge become one.
+
+    Above ``most`` rectangles, those whose common bounding box wastes least are joined too.
+    """
+    if len(rects) < 2:
+        return list(rects)
+    joined = list(dict.fromkeys(rects))
+    while True:
+        before = len(joined)
+        joined = _join(_join(joined, across=True), across=False)
+        if len(joined) == before or len(joined) == 1:
+            break
+    if len(joined) > 4 * most:
+        joined = _slices(joined)
+    return _squeeze(joined, most) if len(joined) > most else joined
+
+
+def subtract(rects: Sequence[Rect], holes: Sequence[Rect]) -> list[Rect]:
+    """``rects`` without the area of ``holes``.
+
+    Where the exact answer would take more than 64 pieces, ``rects`` come back as they were.
+    """
+    pieces = list(rects)
+    for hole in holes:
+        pieces = [part for piece in pieces for part in _cut(piece, hole)]
+        if len(pieces) > MOST_RECTS:
+            return list(rects)
+    return pieces
+
+
+def _join(rects: list[Rect], *, across: bool) -> list[Rect]:
+    """Join rectangles of one row span side by side (``across``), or of one column span."""
+    a, b, c, d = (0, 2, 1, 3) if across else (1, 3, 0, 2)
+    rects.sort(key=lambda r: (r[a], r[b], r[c]))
+    out: list[list[int]] = []
+    for rect in rects:
+        last = out[-1] if out else None
+        if last and last[a] == rect[a] and last[b] == rect[b] and rect[c] <= last[d]:
+            last[d] = max(last[d], rect[d])
+        else:
+            out.append(list(rect))
+    return [(t, left, bottom, right) for t, left, bottom, right in out]
+
+
+def _slices(rects: list[Rect]) -> list[Rect]:
+    """One bounding box for each slice of rows: bounds the work of `_squeeze` for huge regions."""
+    rows: dict[int, list[Rect]] = {}
+    for rect in rects:
+        rows.setdefault(rect[0] // _SLICE_ROWS, []).append(rect)
+    return [bounds(group) for group in rows.values()]
+
+
+def _squeeze(rects: list[Rect], most: int) -> list[Rect]:
+    """Join neighbours in reading order, least wasteful first, until ``most`` are left."""
+    rects = sorted(rects)
+    while len(rects) > most:
+        waste = [area([bounds(pair)]) - area(pair) for pair in pairwise(rects)]
+        at = min(range(len(waste)), key=waste.__getitem__)
+        rects[at : at + 2] = [bounds(rects[at : at + 2])]
+    return rects
+
+
+def _cut(piece: Rect, hole: Rect) -> list[Rect]:
+    top, left, bottom, right = piece
+    h_top, h_left, h_bottom, h_right = hole
+    if h_top >= bottom or h_bottom <= top or h_left >= right or h_right <= left:
+        return [piece]
+    y0, y1 = max(top, h_top), min(bottom, h_bottom)
+    parts = [
+        (top, left, y0, right),
+        (y0, left, y1, max(left, h_left)),
+        (y0, min(right, h_right), y1, right),
+        (y1, left, bottom, right),
+    ]
+    return [part for part in parts if part[0] < part[2] and part[1] < part[3]]

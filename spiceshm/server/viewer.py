@@ -1,0 +1,331 @@
+"""One display channel of one client: which frames it is sent, shared or drawn.
+
+Strategy: there is no queue. Whenever something happened (a frame was published, a reply, a release,
+an acknowledgement came) `pump` looks at the state and sends what can be sent now; what cannot stays
+in the reader's accumulated damage. One task reads; sending never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from ..errors import Disconnected
+from ..memory import Frame, Pool, Reader, Segment
+from ..nursery import open_nursery
+from ..protocol import ServerDisplay, State
+from ..region import Rect
+from ..transport import Stream
+from ..wire import Message, display, shm, types
+from ..wire.base import SetAck
+from ..wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply
+from .surface import Surface
+
+log = logging.getLogger("spiceshm.server")
+
+HANDSHAKE_S = 10.0
+SHARED_WINDOW = 20
+ORDINARY_WINDOW = 1
+"""Each update is acknowledged by itself, so that one at most is on its way."""
+
+OFFERED_CREDITS = 1
+
+
+class Viewer:
+    """A client's display channel. ``no_sharing`` says why its memory cannot be shared, if so."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        machine: ServerDisplay,
+        surface: Callable[[], Surface | None],
+        *,
+        monitors: bool,
+        no_sharing: str | None,
+    ) -> None:
+        self.peer = stream.peer
+        self.frames = 0
+        """Frames (shared) or updates (ordinary) sent so far."""
+        self._stream = stream
+        self._machine = machine
+        self._surface = surface
+        self._monitors = monitors
+        self._no_sharing = no_sharing
+        self._shown: Surface | None = None
+        self._marked = False
+        self._reader: Reader | None = None
+        self._lent: dict[int, tuple[Pool, Reader]] = {}
+        self._ids: dict[Segment, int] = {}
+        self._tokens: dict[int, tuple[Segment, int]] = {}
+        self._update_ends = 0
+        self._scope = trio.CancelScope()
+        self._failure: Exception | None = None
+        self._announced: str | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether this client looks into our memory."""
+        return self._machine.shared
+
+    async def run(self, first: bytes) -> None:
+        """Serve the channel to its end; ``first`` is what came behind the link phase.
+
+        Raises RemoteProtocolError for a breach, Disconnected, TooSlowError for a hand-shake that
+        takes longer than 10 s.
+        """
+        with self._scope:
+            self._scope.deadline = trio.current_time() + HANDSHAKE_S
+            try:
+                self._received(memoryview(first))
+                async with open_nursery() as nursery:
+                    nursery.start_soon(self._stream.flush_when_writable)
+                    while True:
+                        data, _ = await self._stream.receive()
+                        self._received(data)
+            finally:
+                self._leave()
+        if self._failure is not None:
+            raise self._failure
+        raise trio.TooSlowError(f"the hand-shake took longer than {HANDSHAKE_S:g} s")
+
+    def published(self) -> None:
+        """A new frame is there, or a new surface. Never raises: a broken client ends by itself."""
+        try:
+            self._pump()
+        except Disconnected as error:
+            self._failure = error
+            self._scope.cancel()
+
+    def _received(self, data: memoryview) -> None:
+        for message in self._machine.receive_data(data):
+            self._handle(message)
+        self._pump()
+
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, ShmDamageHandled):
+            pool, reader = self._lent.pop(message.serial)
+            pool.release(reader, message.serial)
+            if reader is not self._reader and not reader.leases:
+                pool.leave(reader)
+            if self._shown is not None:
+                self._shown.credit_returned()
+        elif isinstance(message, ShmReply):
+            segment, offset = self._tokens.pop(message.segment_id)
+            segment.give_token_back(offset)
+            if self._reader is not None and self._machine.has(message.segment_id):
+                self._reader.segments.add(segment)
+        elif isinstance(message, display.DisplayInit):
+            self._scope.deadline = float("inf")
+            window = ORDINARY_WINDOW if self._no_sharing else SHARED_WINDOW
+            self._machine.send(SetAck(1, window))
+
+    # What to send
+
+    def _pump(self) -> None:
+        if self._machine.ready:
+            surface = self._surface()
+            if surface is not self._shown:
+                self._change(surface)
+            elif surface is not None and self._machine.shared and self._machine.refusal:
+                self._hide()
+                self._change(surface)
+            if self._shown is not None:
+                self._send_frames(self._shown)
+        for data, descriptors in self._machine.data_to_send():
+            self._stream.send(data, descriptors)
+
+    def _change(self, surface: Surface | None) -> None:
+        """Show another surface; returns without having done it while replies are awaited."""
+        if self._shown is not None:
+            self._hide()
+        if surface is None:
+            return
+        if self._may_share():
+            self._offer(surface.pool)
+            if self._machine.undecided:
+                return
+        if self._may_share() and self._machine.segments:
+            self._begin_shared(surface)
+        else:
+            self._begin_ordinary(surface)
+
+    def _may_share(self) -> bool:
+        ordinary = self._machine.state in (State.ORDINARY, State.ORDINARY_EMPTY)
+        return self._no_sharing is None and self._machine.refusal is None and not ordinary
+
+    def _offer(self, pool: Pool) -> None:
+        """Offer the segments that this client does not know yet, and only those."""
+        for segment in self._ids.keys() - set(pool.segments):  # a surface that was never shown
+            self._machine.send(shm.ShmWithdraw(self._ids.pop(segment)))
+        for segment in pool.segments:
+            if segment in self._ids:
+                continue
+            place = segment.take_token()
+            if place is None:
+                self._no_sharing = "too many offers are open"
+                return
+            offset, token = place
+            segment_id = self._machine.next_segment_id()
+            self._ids[segment] = segment_id
+            self._tokens[segment_id] = segment, offset
+            if self._machine.state is State.READY:
+                self._scope.deadline = trio.current_time() + HANDSHAKE_S
+            offer = ShmOffer(
+                shm.OFFER_MAGIC,
+                shm.OFFER_VERSION,
+                segment_id,
+                shm.HANDLE_DESCRIPTOR,
+                shm.FLAG_SEALED,
+                OFFERED_CREDITS,
+                segment.size,
+                offset,
+                len(token),
+            )
+            self._machine.offer(offer, token, segment.duplicate())
+
+    def _begin_shared(self, surface: Surface) -> None:
+        pool = surface.pool
+        self._scope.deadline = float("inf")
+        first = pool.current or pool.buffers[0]
+        self._machine.send(
+            shm.SurfaceCreateShm(
+                0,
+                pool.width,
+                pool.height,
+                types.SurfaceFormat.XRGB,
+                display.SURFACE_FLAG_PRIMARY,
+                self._ids[first.segment],
+                pool.stride,
+                first.offset,
+                shm.MODE_LEASED,
+            )
+        )
+        self._begin(surface, self._machine.credits)
+        assert self._reader is not None
+        self._reader.segments = {s for s in pool.segments if self._machine.has(self._ids[s])}
+        size = sum(segment.size for segment in pool.segments)
+        self._announce(f"shared memory, {len(pool.buffers)} buffers, {size / 1e6:.1f} MB")
+
+    def _begin_ordinary(self, surface: Surface) -> None:
+        self._scope.deadline = float("inf")
+        if self._machine.acks.window != ORDINARY_WINDOW:
+            self._machine.send(SetAck(2, ORDINARY_WINDOW))
+        self._machine.send(
+            display.SurfaceCreate(
+                0,
+                surface.width,
+                surface.height,
+                types.SurfaceFormat.XRGB,
+                display.SURFACE_FLAG_PRIMARY,
+            )
+        )
+        self._begin(surface, credits=1)
+        self._announce(f"ordinary SPICE: {self._no_sharing or self._machine.refusal}")
+
+    def _begin(self, surface: Surface, credits: int) -> None:
+        if self._monitors:
+            head = display.Head(0, 0, surface.width, surface.height, 0, 0, 0)
+            self._machine.send(display.MonitorsConfig(1, (head,)))
+        self._reader = surface.pool.join(credits)
+        self._shown = surface
+        self._marked = False
+        self._update_ends = 0
+        surface.credit_returned()
+
+    def _announce(self, how: str) -> None:
+        if self._announced != how:
+            self._announced = how
+            log.info("%s: %s", self.peer, how)
+
+    def _hide(self) -> None:
+        """End the surface that is shown; what is lent of it stays lent."""
+        assert self._shown is not None
+        pool, reader = self._shown.pool, self._reader
+        self._machine.send(display.SurfaceDestroy(0))
+        if self._machine.shared:
+            for segment in pool.segments:
+                self._machine.send(shm.ShmWithdraw(self._ids.pop(segment)))
+        if reader is not None and not reader.leases:
+            pool.leave(reader)
+        self._shown = self._reader = None
+
+    def _send_frames(self, surface: Surface) -> None:
+        assert self._reader is not None
+        pool = surface.pool
+        if self._machine.shared:
+            while self._machine.may_lend() and (frame := pool.lend(self._reader)):
+                self._lent[frame.serial] = pool, self._reader
+                self._machine.send(self._damage(frame))
+                self._sent()
+            return
+        if self._reader.busy and self._delivered():
+            self._reader.busy = False
+            surface.credit_returned()
+        if frame := pool.read(self._reader):
+            for rect in frame.rects:
+                self._machine.send(_draw_copy(frame.buffer.pixels, rect))
+            self._sent()
+            self._update_ends = self._machine.acks.sent
+            self._reader.busy = True
+
+    def _damage(self, frame: Frame) -> ShmDamage:
+        return ShmDamage(
+            0,
+            self._ids[frame.buffer.segment],
+            frame.buffer.offset,
+            frame.serial,
+            frame.published,
+            shm.FLAG_FULL if frame.full else 0,
+            np.array(frame.rects, "<i4"),
+        )
+
+    def _sent(self) -> None:
+        self.frames += 1
+        if not self._marked:
+            self._marked = True
+            self._machine.send(display.Mark())
+
+    def _delivered(self) -> bool:
+        """Whether the client has acknowledged the last update and all bytes are on their way."""
+        return self._machine.acks.delivered >= self._update_ends and not self._stream.pending
+
+    def _leave(self) -> None:
+        """Everything that this client held comes back to the pools."""
+        for pool, reader in self._lent.values():
+            pool.leave(reader)
+        self._lent.clear()
+        if self._shown is not None and self._reader is not None:
+            self._shown.pool.leave(self._reader)
+            self._shown.credit_returned()
+        for segment, offset in self._tokens.values():
+            segment.give_token_back(offset)
+        self._tokens.clear()
+        self._machine.close()
+
+
+def _draw_copy(pixels: NDArray[np.uint8], rect: Rect) -> display.DrawCopy:
+    """A rectangle of an array (height, width, 4) as a raw bitmap, top line first."""
+    top, left, bottom, right = rect
+    width, height = right - left, bottom - top
+    bitmap = display.Bitmap(
+        types.BitmapFormat.XRGB,
+        display.BITMAP_TOP_DOWN,
+        width,
+        height,
+        width * 4,
+        pixels[top:bottom, left:right].tobytes(),
+    )
+    return display.DrawCopy(
+        0,
+        types.Rect(top, left, bottom, right),
+        None,
+        types.Rect(0, 0, height, width),
+        display.ROP_PUT,
+        0,
+        display.NO_MASK,
+        display.Image(0, types.ImageType.BITMAP, 0, width, height, bitmap),
+    )

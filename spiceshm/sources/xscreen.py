@@ -1,0 +1,929 @@
+"""An X root window, read straight into memory that somebody else owns.
+
+Strategy: the X server does the copying. It maps our memory (MIT-SHM 1.2, AttachFd) and writes the
+damaged rows into it, so that a picture costs one memcpy in the server and none here. This module
+knows X, numpy and trio, but neither surfaces nor messages: it is told where rows belong.
+
+Two things need care, and all of them live here.
+
+*A frame is never a mixture of two states.* One GetImage request is atomic, because the X server
+runs one request at a time, but between asking what was drawn and fetching those rows another
+program may draw elsewhere: the rows would be new and the rest old. XDamage tells us, because with
+report level NonEmpty the server sends a DamageNotify as soon as anything is drawn after a Subtract,
+and events and replies come in one stream. Every event carries the number of the last of *our*
+requests that the server had begun, so the order needs no guessing::
+
+    Subtract (number s) ... GetImage (last one: number g)
+    notify <  s   drawn before the Subtract: it is in the rectangles that we got; forgotten
+    s <= n < g    drawn before the last GetImage ran: perhaps a mixture; once more
+    n >= g        drawn after it: the picture is whole; this belongs to the next one
+
+All events sent before a reply have been read when the reply is there, so looking once after the
+last reply suffices. What was drawn and not yet delivered is collected in a region *in the server*:
+it grows with each try, is emptied only after a snapshot came to its end, and so a cancelled or
+failed one loses nothing.
+
+*The trio loop never waits for the X server.* libxcb's own waiting is not used after `open`, apart
+from `attach`, which is meant for a worker thread. libxcb reads whatever is there into queues of its
+own, even while it sends. So one always asks the queues first and waits for the descriptor after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import mmap
+import os
+import socket
+import struct
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from ..region import Rect
+
+Band: TypeAlias = tuple[int, int]
+"""Rows ``top`` (inclusive) to ``bottom`` (exclusive), full width."""
+
+Target: TypeAlias = "tuple[NDArray[np.uint8], int | None, int]"
+"""Where a picture goes: the array (height, width, 4), its segment if attached, and the offset in
+bytes of the array's first pixel in that segment."""
+
+BAND_GAP = 64
+"""Damaged row ranges with fewer rows than this between them are fetched as one band: below it, one
+more request costs more than the rows."""
+
+TRIES = 3
+"""How often a snapshot is tried before it stops the X server's other clients for an instant."""
+
+GRACE = 2.0
+"""Seconds that a cancelled fetch waits until the server has written the last of its rows."""
+
+_PIECE = 1 << 18  # bytes of one core GetImage reply: libxcb reads a reply whole, so keep it short
+_EXPAND_ROWS = 64  # 16 bit rows turned into 32 bit at a time, so that the index stays in the cache
+_REPLY_HEAD = 32
+_ALL_PLANES = 0xFFFFFFFF
+_Z_PIXMAP = 2
+_ROOT_STRUCTURE = 0x20000  # StructureNotifyMask: ConfigureNotify when the root changes its size
+_CW_EVENT_MASK = 0x0800
+_CONFIGURE_NOTIFY = 22
+_NON_EMPTY = 3
+_BAD_MATCH = 8
+_TRUE_COLOR = 4
+_MASKS = {24: (0xFF0000, 0xFF00, 0xFF), 16: (0xF800, 0x7E0, 0x1F)}
+_BITS = {24: 32, 16: 16}
+_ACCEPTED = "accepted are depth 24 with 32 bits a pixel (BGRX) and depth 16 (RGB565)"
+
+# Functions of libxcb that xcffib does not declare (in every version).
+_CDEF = """
+    unsigned int xcb_send_request_with_fds(xcb_connection_t *c, int flags, struct iovec *vector,
+        const xcb_protocol_request_t *request, unsigned int num_fds, int *fds);
+    int xcb_poll_for_reply(xcb_connection_t *c, unsigned int request, void **reply,
+        xcb_generic_error_t **error);
+"""
+
+
+class XError(Exception):
+    """The X display cannot be used, or is gone; the text is one line that says why."""
+
+
+class XResized(Exception):
+    """The root window has another size now: call `XScreen.resize`, then take new memory."""
+
+
+class _Refused(XError):
+    """The X server answered a request with the error ``code``."""
+
+    def __init__(self, text: str, code: int) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class _Xcb(NamedTuple):
+    """xcffib with its generated modules, and our own view of the same libxcb."""
+
+    xcffib: Any
+    xproto: Any
+    shm: Any
+    damage: Any
+    xfixes: Any
+    ffi: Any
+    lib: Any
+
+
+class _Stage(NamedTuple):
+    """Memory of our own that the server writes 16 bit rows into; the array holds the mapping."""
+
+    shmseg: int
+    memory: NDArray[np.uint8]
+
+
+class _Images(NamedTuple):
+    """GetImage requests that are out: their numbers in sending order, and the rows of each.
+
+    ``shared``: the server writes the rows to memory, ``stage`` if that is ours. Not shared: the
+    rows are in the replies.
+    """
+
+    sequences: list[int]
+    bands: list[Band]
+    out: NDArray[np.uint8]
+    shared: bool
+    stage: _Stage | None = None
+
+
+class XScreen:
+    """One X screen: its size, what was drawn on it, and its pixels.
+
+    One task at a time may use the ``async`` methods; `attach` and `detach` may be called from any
+    thread at any time. Descriptors and server resources are freed by `close` (or ``with``).
+    """
+
+    def __init__(self, xcb: _Xcb, connection: Any, screen: Any, name: str) -> None:
+        """Use `open`. ``connection`` is an xcffib connection, ours from now on."""
+        self._xcb = xcb
+        self._connection: Any = connection
+        self._name = name
+        self._root: int = screen.root
+        self._depth: int = screen.root_depth
+        self._pitch = 0  # bytes from one row to the next, as the server pads them
+        self._scanline_pad = 0
+        self._size = (0, 0)  # what the caller knows and every request uses
+        self._next_size = (0, 0)  # what the server has said last
+        self._resized = False
+        self._fd: int = connection.get_file_descriptor()
+        self._gone: str | None = None  # why no more can be asked
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._lock = threading.Lock()  # attach and detach against close
+        self._segments: dict[int, int] = {}  # shmseg -> size in bytes
+        self._stage: _Stage | None = None
+        self._passes_fds = False
+        self._grabbed = False
+        self._subtracted = 0  # number of the last Subtract
+        self._notified: int | None = None  # number in the DamageNotify that came after it
+        self._undelivered = True  # the collected region may hold something; at first: everything
+        self._delivered = False  # ... and all of it has been handed out: empty it first
+        self._reply_at = xcb.ffi.new("void **")
+        self._error_at = xcb.ffi.new("xcb_generic_error_t **")
+
+    @classmethod
+    def open(cls, display: str | None = None) -> XScreen:
+        """Connect to ``display`` (None: $DISPLAY) and watch its root window.
+
+        Blocks until the server has answered (well under 0.1 s on one machine), so within trio call
+        it in a worker thread if the server may hang. Raises XError.
+        """
+        name = display if display is not None else os.environ.get("DISPLAY", "")
+        if not name:
+            raise XError("no X display: name one such as ':0', or set $DISPLAY")
+        xcb = _load()
+        connection, screen = _connect(xcb, name)
+        self = cls(xcb, connection, screen, name)
+        try:
+            self._check_format(screen)
+            self._start()
+        except xcb.xcffib.XcffibException as error:
+            self.close()
+            raise XError(f"X display {name}: {type(error).__name__} {error}".rstrip()) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @property
+    def name(self) -> str:
+        """The display's name, as ``:5``."""
+        return self._name
+
+    @property
+    def width(self) -> int:
+        """Pixels across, as of `open` or the last `resize`."""
+        return self._size[0]
+
+    @property
+    def height(self) -> int:
+        """Rows, as of `open` or the last `resize`."""
+        return self._size[1]
+
+    @property
+    def depth(self) -> int:
+        """24, or 16: then pictures are converted to 24 on their way."""
+        return self._depth
+
+    @property
+    def can_attach(self) -> bool:
+        """Whether the server can write memory of ours: MIT-SHM 1.2, one machine, depth 24."""
+        return self._passes_fds and self._depth == 24
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something was drawn that no snapshot has delivered. Raises XError."""
+        self._pump()
+        return self._undelivered or self._notified is not None
+
+    @property
+    def resized(self) -> bool:
+        """Whether the root window's size is no longer ``width`` x ``height``. Raises XError."""
+        self._pump()
+        return self._resized
+
+    def fileno(self) -> int:
+        """The X connection's descriptor, or -1 after `close`; read it with this class alone."""
+        return self._fd
+
+    def resize(self) -> tuple[int, int]:
+        """Take over the root window's present size and return (width, height).
+
+        Everything counts as damaged then, so the next snapshot covers the new screen.
+        """
+        self._pump()
+        self._set_size(*self._next_size)
+        self._resized = False
+        with self._sending():
+            self._xfixes.SetRegion(self._collected, 1, [self._everything()])
+        self._undelivered, self._delivered = True, False
+        return self._size
+
+    async def wait(self) -> None:
+        """Return as soon as something was drawn or the size changed. Raises XError."""
+        self._token = trio.lowlevel.current_trio_token()
+        await trio.lowlevel.checkpoint()
+        while not (self.damaged or self.resized):
+            await self._readable()
+
+    # memory
+
+    def attach(self, fd: int, size: int) -> int | None:
+        """Let the X server map ``fd``, a memfd of ``size`` bytes that is not sealed yet.
+
+        Returns the segment's id for `fetch`, or None when the server cannot do it; pictures are
+        copied then. ``fd`` stays the caller's. It blocks for one round trip, so call it in a worker
+        thread, where memory is made anyway. Raises XError when the server is gone.
+        """
+        return self._attach(fd, size) if self.can_attach else None
+
+    def detach(self, shmseg: int) -> None:
+        """Let the X server unmap a segment; nothing happens if it or the server is gone."""
+        with self._lock:
+            known = self._segments.pop(shmseg, None)
+            if known is not None and self._connection is not None:
+                with contextlib.suppress(XError), self._sending():
+                    self._shm.Detach(shmseg)
+        self._wake()
+
+    # damage
+
+    async def take_damage(self) -> list[Rect]:
+        """What was drawn since it was last taken, as disjoint rectangles clipped to the screen.
+
+        For use without `snapshot`, which takes it by itself. Raises XError.
+        """
+        rects = await self._collect()
+        self._deliver()
+        return rects
+
+    # pixels
+
+    async def fetch(
+        self, bands: Sequence[Band], out: NDArray[np.uint8], shmseg: int | None, offset: int
+    ) -> None:
+        """Fill rows of ``out``, a C-contiguous uint8 array (height, width, 4), B G R X in memory.
+
+        With a segment from `attach` the server writes the rows itself, at ``offset`` + top * width
+        * 4; ``out`` is then not touched through the array. Without one (None), or at depth 16, rows
+        are copied. Bands are fetched one after the other: each is whole, all together only if
+        nothing was drawn meanwhile (see `snapshot`). The X byte is undefined.
+
+        Cancelled, it still waits until the server is done with the memory, up to ``GRACE`` seconds;
+        after that the screen is unusable. Raises XResized, XError, ValueError.
+        """
+        await self._receive(await self._ask(bands, (out, shmseg, offset)))
+
+    async def snapshot(self, begin: Callable[[list[Rect]], Target]) -> list[Rect]:
+        """Fetch all that was drawn since the last snapshot, as one state of the screen.
+
+        ``begin`` is called with the damage and answers where the picture goes: memory that holds
+        the previous picture, of which whole rows around the damage are overwritten. If the damage
+        grows during the fetch, ``begin`` is called again with all of it; its last answer counts.
+        Returns the final damage: outside of it no pixel differs from the previous snapshot. With no
+        damage that is an empty list, and ``begin`` is not called. The first snapshot, and the first
+        after `resize`, covers the screen.
+
+        A snapshot that is cancelled or fails leaves the memory undefined where it was about to
+        write; its damage is in the next one. Raises XResized, XError, ValueError and what ``begin``
+        raises.
+        """
+        known: list[Rect] = []
+        target: Target | None = None
+        for attempt in range(TRIES + 1):
+            if attempt == TRIES:
+                self.grab()
+            try:
+                rects = await self._collect()
+                if not rects:
+                    return []
+                if target is None or rects != known:
+                    known, target = rects, begin(rects)
+                images = await self._ask(bands(rects), target)
+            finally:
+                # The server takes the requests in order, so it may let the others go before we
+                # have the answers: the rows are of one state all the same.
+                if attempt == TRIES:
+                    self.ungrab()
+            await self._receive(images)
+            if attempt == TRIES or not self._drawn_before(images):
+                break
+        self._deliver()
+        return known
+
+    def grab(self) -> None:
+        """Stop all other clients of the X server until `ungrab`; flushed. Raises XError."""
+        self._grabbed = True
+        with self._sending():
+            self._connection.core.GrabServer()
+
+    def ungrab(self) -> None:
+        """End `grab`; flushed. Nothing happens without one, or if the server is gone."""
+        if self._grabbed:
+            self._grabbed = False
+            with contextlib.suppress(XError), self._sending():
+                self._connection.core.UngrabServer()
+
+    def close(self) -> None:
+        """Disconnect: the server frees segments, damage and grab. Arrays stay the caller's.
+
+        A task that is waiting gets XError. Closing twice is harmless.
+        """
+        if self._connection is None:
+            return
+        self._gone = self._gone or f"X display {self._name} was closed"
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._fd)
+        # A thread may be waiting in attach: end-of-file lets it go before the memory of the
+        # connection is freed under it.
+        end = socket.socket(fileno=self._fd)
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.detach()
+        with self._lock:
+            self._connection.disconnect()
+            self._connection, self._fd = None, -1
+        self._segments.clear()
+        self._stage = None
+
+    def __enter__(self) -> XScreen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # opening
+
+    def _check_format(self, screen: Any) -> None:
+        """Raise XError unless the root's pixels are of one of the two kinds that we know."""
+        setup = self._connection.setup
+        of_depth = [f for f in setup.pixmap_formats if f.depth == self._depth]
+        visuals = [v for d in screen.allowed_depths for v in d.visuals]
+        visual = next(v for v in visuals if v.visual_id == screen.root_visual)
+        bits = of_depth[0].bits_per_pixel
+        masks = (visual.red_mask, visual.green_mask, visual.blue_mask)
+        if setup.image_byte_order != 0:
+            kind = "big-endian pixels"
+        elif self._depth not in _BITS or bits != _BITS[self._depth]:
+            kind = f"depth {self._depth} with {bits} bits a pixel"
+        elif self._depth == 24 and of_depth[0].scanline_pad > 32:
+            kind = f"rows padded to {of_depth[0].scanline_pad} bits"
+        elif visual._class != _TRUE_COLOR or masks != _MASKS[self._depth]:
+            kind = "colour masks " + " ".join(f"{mask:#x}" for mask in masks)
+        else:
+            self._scanline_pad = of_depth[0].scanline_pad
+            return
+        raise XError(f"X display {self._name} has {kind}; {_ACCEPTED}")
+
+    def _start(self) -> None:
+        """Ask for the extensions, watch the root window; blocks. Raises XError and xcffib's."""
+        connection, xcb = self._connection, self._xcb
+        for key in (xcb.damage.key, xcb.xfixes.key):
+            if not self._extension(key).present:
+                raise XError(f"X display {self._name} lacks the extension {key.name}")
+        self._first_damage: int = self._extension(xcb.damage.key).first_event
+        self._damage_ext = connection(xcb.damage.key)
+        self._xfixes = connection(xcb.xfixes.key)
+        self._damage_ext.QueryVersion(1, 1).reply()
+        if self._xfixes.QueryVersion(2, 0).reply().major_version < 2:
+            raise XError(f"X display {self._name} has no XFIXES 2 (regions)")
+        connection.core.ChangeWindowAttributes(self._root, _CW_EVENT_MASK, [_ROOT_STRUCTURE])
+        geometry = connection.core.GetGeometry(self._root).reply()
+        self._next_size = (geometry.width, geometry.height)
+        self._set_size(*self._next_size)
+        self._collected: int = connection.generate_id()
+        self._fresh: int = connection.generate_id()
+        self._damage: int = connection.generate_id()
+        self._xfixes.CreateRegion(self._collected, 1, [self._everything()])
+        self._xfixes.CreateRegion(self._fresh, 0, [])
+        self._damage_ext.Create(self._damage, self._root, _NON_EMPTY, is_checked=True).check()
+        self._passes_fds = self._probe_attach()
+        if self._depth == 16:
+            self._stage = self._make_stage()
+
+    def _extension(self, key: Any) -> Any:
+        return self._xcb.xcffib.lib.xcb_get_extension_data(self._connection._conn, key.c_key)
+
+    def _probe_attach(self) -> bool:
+        """Whether a descriptor gets through to a server that maps it: tried, with one page."""
+        if not self._extension(self._xcb.shm.key).present or not hasattr(os, "memfd_create"):
+            return False
+        self._shm = self._connection(self._xcb.shm.key)
+        version = self._shm.QueryVersion().reply()
+        if (version.major_version, version.minor_version) < (1, 2):
+            return False
+        if not hasattr(self._xcb.lib, "xcb_send_request_with_fds"):
+            return False
+        end = socket.socket(fileno=self._fd)
+        family = end.family
+        end.detach()
+        if family != socket.AF_UNIX:
+            return False
+        fd = os.memfd_create("spiceshm-x-probe")
+        try:
+            os.ftruncate(fd, mmap.PAGESIZE)
+            shmseg = self._attach(fd, mmap.PAGESIZE)
+        finally:
+            os.close(fd)
+        if shmseg is not None:
+            self.detach(shmseg)
+        return shmseg is not None
+
+    def _set_size(self, width: int, height: int) -> None:
+        self._size = (width, height)
+        pad = self._scanline_pad
+        self._pitch = (width * _BITS[self._depth] + pad - 1) // pad * pad // 8
+
+    def _everything(self) -> Any:
+        return self._xcb.xproto.RECTANGLE.synthetic(0, 0, self.width, self.height)
+
+    # segments
+
+    def _attach(self, fd: int, size: int) -> int | None:
+        try:
+            with self._lock:
+                self._check_alive()
+                shmseg: int = self._connection.generate_id()
+                cookie = self._xcb.ffi.new("xcb_void_cookie_t *")
+                cookie.sequence = self._send_attach(shmseg, fd)
+                lib = self._xcb.xcffib.lib
+                error = lib.xcb_request_check(self._connection._conn, cookie[0])
+                self._check_alive()
+                if error != self._xcb.ffi.NULL:
+                    self._xcb.xcffib.c_free(error)
+                    return None
+                self._segments[shmseg] = size
+                return shmseg
+        finally:
+            self._wake()
+
+    def _send_attach(self, shmseg: int, fd: int) -> int:
+        """Send AttachFd with a duplicate of ``fd``, writable; return the request's number.
+
+        xcffib cannot send descriptors, hence the plain libxcb call. libxcb closes what it sends.
+        """
+        ffi = self._xcb.ffi
+        request = ffi.new("xcb_protocol_request_t *")
+        request.count = 1
+        request.ext = self._xcb.shm.key.c_key
+        request.opcode = 6
+        request.isvoid = 1
+        body = ffi.new("char[]", struct.pack("=xx2xIB3x", shmseg, 0))
+        parts = ffi.new("struct iovec[4]")  # libxcb may write to the two in front of what it gets
+        parts[2].iov_base = body
+        parts[2].iov_len = 12
+        fds = ffi.new("int[1]", [os.dup(fd)])
+        checked = self._xcb.xcffib.lib.XCB_REQUEST_CHECKED
+        sequence: int = self._xcb.lib.xcb_send_request_with_fds(
+            self._connection._conn, checked, parts + 2, request, 1, fds
+        )
+        return sequence
+
+    def _make_stage(self) -> _Stage | None:
+        """Make memory for one picture as the server pads it, and attach it; blocks."""
+        if not self._passes_fds:
+            return None
+        size = self._pitch * self.height
+        fd = os.memfd_create("spiceshm-x-stage")
+        try:
+            os.posix_fallocate(fd, 0, size)
+            mapping = mmap.mmap(fd, size)
+            shmseg = self._attach(fd, size)
+        except OSError:  # no memory to be had: copy what the replies bring
+            return None
+        finally:
+            os.close(fd)
+        return None if shmseg is None else _Stage(shmseg, np.frombuffer(mapping, np.uint8))
+
+    async def _staging(self) -> _Stage | None:
+        """The stage, made anew in a thread if the screen has outgrown it."""
+        stage = self._stage
+        if stage is not None and stage.memory.size < self._pitch * self.height:
+            self._stage = None
+            self.detach(stage.shmseg)
+            self._stage = await trio.to_thread.run_sync(self._make_stage, abandon_on_cancel=True)
+        return self._stage
+
+    # requests
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        """What is asked within goes out in one flush; a dead connection becomes XError."""
+        self._check_alive()
+        try:
+            yield
+            self._connection.flush()
+        except self._xcb.xcffib.ConnectionException:
+            raise self._lost() from None
+
+    async def _collect(self) -> list[Rect]:
+        """Move what was drawn into the collected region and return all of that region."""
+        with self._sending():
+            if self._delivered:
+                self._xfixes.SetRegion(self._collected, 0, [])
+            cookie = self._damage_ext.Subtract(self._damage, 0, self._fresh)
+            self._subtracted, self._notified = cookie.sequence, None
+            self._xfixes.UnionRegion(self._collected, self._fresh, self._collected)
+            fetch: int = self._xfixes.FetchRegion(self._collected).sequence
+        self._undelivered, self._delivered = True, False
+        with self._discarding([fetch]) as pending:
+            reply = await self._reply(fetch)
+            pending.clear()
+        rects = _rects(reply, *self._size)
+        self._undelivered = bool(rects)
+        return rects
+
+    def _deliver(self) -> None:
+        """All that was collected has been handed out; the next taking empties the region first."""
+        self._undelivered, self._delivered = False, True
+
+    async def _ask(self, wanted: Sequence[Band], target: Target) -> _Images:
+        """Send the requests for some rows, all in one flush."""
+        out, shmseg, offset = target
+        self._check_target(wanted, *target)
+        if self._resized:
+            raise XResized(self._resize_text())
+        if self._depth == 16:
+            stage = await self._staging()
+            if stage is not None:
+                sequences = self._ask_shared(wanted, stage.shmseg, 0)
+                return _Images(sequences, list(wanted), out, True, stage)
+        elif shmseg is not None:
+            return _Images(self._ask_shared(wanted, shmseg, offset), list(wanted), out, True)
+        pieces = self._pieces(wanted)
+        return _Images(self._ask_plain(pieces), pieces, out, False)
+
+    def _ask_shared(self, wanted: Sequence[Band], shmseg: int, offset: int) -> list[int]:
+        with self._sending():
+            return [
+                self._shm.GetImage(
+                    *(self._root, 0, top, self.width, bottom - top, _ALL_PLANES, _Z_PIXMAP),
+                    *(shmseg, offset + top * self._pitch),
+                ).sequence
+                for top, bottom in wanted
+            ]
+
+    def _ask_plain(self, pieces: Sequence[Band]) -> list[int]:
+        with self._sending():
+            return [
+                self._connection.core.GetImage(
+                    _Z_PIXMAP, self._root, 0, top, self.width, bottom - top, _ALL_PLANES
+                ).sequence
+                for top, bottom in pieces
+            ]
+
+    def _pieces(self, wanted: Sequence[Band]) -> list[Band]:
+        """The same rows in bands that are small enough for a reply on the wire."""
+        step = max(1, _PIECE // self._pitch)
+        return [
+            (row, min(row + step, bottom))
+            for top, bottom in wanted
+            for row in range(top, bottom, step)
+        ]
+
+    def _check_target(
+        self, wanted: Sequence[Band], out: NDArray[np.uint8], shmseg: int | None, offset: int
+    ) -> None:
+        """Raise ValueError before the server is asked to write where it must not."""
+        shape = (self.height, self.width, 4)
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.shape} {out.dtype}, not a contiguous {shape} uint8")
+        if any(not 0 <= top < bottom <= self.height for top, bottom in wanted):
+            raise ValueError(f"a band of {list(wanted)} is empty or outside {self.height} rows")
+        if shmseg is not None and not 0 <= offset <= self._segments.get(shmseg, 0) - out.nbytes:
+            raise ValueError(f"offset {offset}: no room for the picture in segment {shmseg:#x}")
+
+    # answers
+
+    async def _receive(self, images: _Images) -> None:
+        """Await the rows and put them where they belong. Raises XResized, XError."""
+        try:
+            if images.shared:
+                await self._settle(list(images.sequences))
+            else:
+                await self._copy(images)
+        except _Refused as error:
+            await self._explain(error)
+            raise
+        if images.stage is not None:
+            for top, bottom in images.bands:
+                start, end = top * self._pitch, bottom * self._pitch
+                self._put(images.out, top, bottom, images.stage.memory[start:end])
+        self._pump()
+        if self._resized:
+            raise XResized(self._resize_text())
+
+    def _put(
+        self, out: NDArray[np.uint8], top: int, bottom: int, source: NDArray[np.uint8]
+    ) -> None:
+        """Copy rows out of ``source``, the bytes that the server gave."""
+        put = _put_16 if self._depth == 16 else _put_32
+        put(out[top:bottom], source.reshape(bottom - top, self._pitch))
+
+    async def _settle(self, pending: list[int]) -> None:
+        """Await all answers, even if cancelled: until then the server may write the memory."""
+        try:
+            await self._answered(pending)
+        except trio.Cancelled:
+            with trio.move_on_after(GRACE, shield=True), contextlib.suppress(XError):
+                await self._answered(pending)
+            if pending and self._gone is None:
+                self._gone = f"X display {self._name} did not answer within {GRACE} s"
+            raise
+
+    async def _answered(self, pending: list[int]) -> None:
+        """Await the answers in order, taking each out of ``pending`` as it comes."""
+        refused: _Refused | None = None
+        while pending:
+            try:
+                await self._reply(pending[0])
+            except _Refused as error:
+                refused = error
+            del pending[0]
+        if refused is not None:
+            raise refused
+
+    async def _copy(self, images: _Images) -> None:
+        """Await the rows in the replies and copy each as it comes."""
+        with self._discarding(list(images.sequences)) as pending:
+            for top, bottom in images.bands:
+                reply = await self._reply(pending.pop(0))
+                rows = np.frombuffer(reply, np.uint8, (bottom - top) * self._pitch, _REPLY_HEAD)
+                self._put(images.out, top, bottom, rows)
+                # libxcb takes each reply whole, waiting for its end: let others run in between.
+                await trio.lowlevel.checkpoint()
+
+    @contextlib.contextmanager
+    def _discarding(self, pending: list[int]) -> Iterator[list[int]]:
+        """Answers to what is still in ``pending`` at the end are dropped when they come."""
+        try:
+            yield pending
+        finally:
+            if self._connection is not None:
+                for sequence in pending:
+                    self._xcb.xcffib.lib.xcb_discard_reply(self._connection._conn, sequence)
+
+    async def _explain(self, error: _Refused) -> None:
+        """A refused GetImage (BadMatch) mostly means that the screen has shrunk: raise XResized."""
+        if error.code == _BAD_MATCH:
+            with self._sending():
+                sequence: int = self._connection.core.GetGeometry(self._root).sequence
+            with self._discarding([sequence]) as pending:
+                reply = await self._reply(sequence)
+                pending.clear()
+            self._saw_size(*struct.unpack_from("=HH", reply, 16))
+            if self._resized:
+                raise XResized(self._resize_text()) from error
+
+    async def _reply(self, sequence: int) -> Any:
+        """The reply to a request, a buffer of 32 bytes and its data. Raises _Refused, XError."""
+        self._token = trio.lowlevel.current_trio_token()
+        while (reply := self._poll_reply(sequence)) is None:
+            await self._readable()
+        return reply
+
+    async def _readable(self) -> None:
+        # ClosedResourceError means close() or _wake(): in both cases the caller looks again.
+        with contextlib.suppress(trio.ClosedResourceError):
+            await trio.lowlevel.wait_readable(self._fd)
+
+    def _wake(self) -> None:
+        """Let a waiting task look at libxcb's queues again.
+
+        A thread that waits in libxcb also reads what that task waits for; the descriptor will not
+        become readable for it then.
+        """
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._notify)
+
+    def _notify(self) -> None:
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+
+    def _poll_reply(self, sequence: int) -> Any:
+        """The reply if it is there, else None; never waits."""
+        self._check_alive()
+        ffi, at, error_at = self._xcb.ffi, self._reply_at, self._error_at
+        c_free = self._xcb.xcffib.c_free
+        if not self._xcb.lib.xcb_poll_for_reply(self._connection._conn, sequence, at, error_at):
+            return None
+        if error_at[0] != ffi.NULL:
+            error = ffi.gc(error_at[0], c_free)
+            raise self._refusal(error)
+        if at[0] == ffi.NULL:
+            raise self._lost()
+        reply = ffi.cast("xcb_generic_reply_t *", at[0])
+        # The buffer keeps the C memory alive, and so does an array made over it.
+        return ffi.buffer(ffi.gc(reply, c_free), _REPLY_HEAD + 4 * reply.length)
+
+    # events
+
+    def _pump(self) -> None:
+        """Take in every event that has come; never waits. Raises XError."""
+        self._check_alive()
+        xcffib, ffi, conn = self._xcb.xcffib, self._xcb.ffi, self._connection._conn
+        while (event := xcffib.lib.xcb_poll_for_event(conn)) != ffi.NULL:
+            event = ffi.gc(event, xcffib.c_free)
+            kind = event.response_type & 0x7F
+            if kind == 0:
+                raise self._refusal(ffi.cast("xcb_generic_error_t *", event))
+            if kind == self._first_damage:
+                self._saw_damage(event.full_sequence)
+            elif kind == _CONFIGURE_NOTIFY:
+                self._saw_size(*struct.unpack_from("=HH", ffi.buffer(event, 32), 20))
+        if xcffib.lib.xcb_connection_has_error(conn):
+            raise self._lost()
+
+    def _saw_damage(self, sequence: int) -> None:
+        # One from before the last Subtract tells of what that Subtract took.
+        if not _precedes(sequence, self._subtracted):
+            self._notified = sequence
+
+    def _saw_size(self, width: int, height: int) -> None:
+        # There and back again is a change too: nobody knows what the screen shows in between.
+        if (width, height) != self._next_size:
+            self._next_size = (width, height)
+            self._resized = True
+
+    def _drawn_before(self, images: _Images) -> bool:
+        """Whether something was drawn after the last Subtract but before the last of ``images``."""
+        self._pump()
+        return self._notified is not None and _precedes(self._notified, images.sequences[-1])
+
+    # errors
+
+    def _check_alive(self) -> None:
+        if self._gone is not None:
+            raise XError(self._gone)
+
+    def _lost(self) -> XError:
+        self._gone = self._gone or f"X display {self._name} closed the connection"
+        return XError(self._gone)
+
+    def _refusal(self, error: Any) -> _Refused:
+        request = f"{error.major_code}.{error.minor_code}"
+        text = f"X display {self._name} refused request {request} with error {error.error_code}"
+        return _Refused(text, error.error_code)
+
+    def _resize_text(self) -> str:
+        old, new = ("{}x{}".format(*size) for size in (self._size, self._next_size))
+        return f"X display {self._name} changed from {old} to {new}"
+
+
+def bands(rects: Sequence[Rect]) -> list[Band]:
+    """The rows to fetch for some damage: ascending, joined where fewer than 64 rows lie between."""
+    out: list[Band] = []
+    for top, _, bottom, _ in sorted(rects):
+        if out and top - out[-1][1] < BAND_GAP:
+            out[-1] = (out[-1][0], max(out[-1][1], bottom))
+        else:
+            out.append((top, bottom))
+    return out
+
+
+def _put_32(out: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
+    """Copy rows of 32 bit pixels, (n, pitch) uint8; they are never padded."""
+    out[:] = rows.reshape(out.shape)
+
+
+def _put_16(out: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
+    """Turn rows of RGB565, (n, pitch) uint8 with padded ends, into 32 bit pixels."""
+    count, width = out.shape[:2]
+    pixels = out.view("<u4")[..., 0]
+    source = rows.view("<u2")[:, :width]
+    table = _rgb565()
+    for row in range(0, count, _EXPAND_ROWS):
+        piece = slice(row, row + _EXPAND_ROWS)
+        # mode "wrap" lets take write into out directly; "raise" would go through a copy
+        table.take(source[piece], out=pixels[piece], mode="wrap")
+
+
+@cache
+def _rgb565() -> NDArray[np.uint32]:
+    """All 65536 RGB565 values as xRGB: the high bits of each channel fill up its low ones."""
+    value = np.arange(1 << 16)
+    red, green, blue = value >> 11, value >> 5 & 0x3F, value & 0x1F
+    red, green, blue = red << 3 | red >> 2, green << 2 | green >> 4, blue << 3 | blue >> 2
+    return (red << 16 | green << 8 | blue).astype("<u4")
+
+
+def _rects(reply: Any, width: int, height: int) -> list[Rect]:
+    """The rectangles of a FetchRegion reply, clipped to the screen."""
+    extents = np.frombuffer(reply, np.int16, offset=_REPLY_HEAD).reshape(-1, 4).astype(np.int32)
+    x, y, w, h = (extents & (-1, -1, 0xFFFF, 0xFFFF)).T  # position is signed, size is not
+    left, right = x.clip(0, width), (x + w).clip(0, width)
+    top, bottom = y.clip(0, height), (y + h).clip(0, height)
+    rows = np.stack((top, left, bottom, right), axis=1)[(top < bottom) & (left < right)]
+    return [(t, le, b, r) for t, le, b, r in rows.tolist()]
+
+
+def _precedes(a: int, b: int) -> bool:
+    """Whether request number ``a`` came before ``b``; numbers are 32 bit and wrap."""
+    return (a - b) & 0xFFFFFFFF >= 0x80000000
+
+
+@cache
+def _load() -> _Xcb:
+    """Import xcffib, which not everybody has. Raises XError."""
+    try:
+        names = ("xcffib", "xcffib.xproto", "xcffib.shm", "xcffib.damage", "xcffib.xfixes", "cffi")
+        xcffib, xproto, shm, damage, xfixes, cffi = map(importlib.import_module, names)
+    except ImportError:
+        raise XError("X displays need xcffib: pip install 'spiceshm[x11]'") from None
+    except OSError as error:
+        raise XError(f"X displays need the library libxcb (Debian: libxcb1): {error}") from None
+    ffi = cffi.FFI()
+    ffi.include(xcffib.ffi)  # the types, so that xcffib's connection fits
+    ffi.cdef(_CDEF)
+    return _Xcb(xcffib, xproto, shm, damage, xfixes, ffi, ffi.dlopen(xcffib.soname))
+
+
+def _connect(xcb: _Xcb, name: str) -> tuple[Any, Any]:
+    """Connect; returns xcffib's connection and its screen. Raises XError."""
+    number = xcb.ffi.new("int *")
+    pointer = xcb.xcffib.lib.xcb_connect(os.fsencode(name), number)
+    code = xcb.xcffib.lib.xcb_connection_has_error(pointer)
+    if code:
+        xcb.xcffib.lib.xcb_disconnect(pointer)
+        raise XError(_why_not(xcb, name, code))
+    try:
+        connection = xcb.xcffib.wrap(pointer)
+    except xcb.xcffib.XcffibException:
+        xcb.xcffib.lib.xcb_disconnect(pointer)
+        raise XError(f"X display {name} closed the connection") from None
+    return connection, connection.setup.roots[number[0]]
+
+
+def _why_not(xcb: _Xcb, name: str, code: int) -> str:
+    """Find out why there is no connection: libxcb says no more than that there is none."""
+    ffi, lib = xcb.ffi, xcb.xcffib.lib
+    if code == lib.XCB_CONN_CLOSED_INVALID_SCREEN:
+        return f"X display {name} has no such screen; leave out the number after the dot"
+    host, number, screen = ffi.new("char **"), ffi.new("int *"), ffi.new("int *")
+    if not lib.xcb_parse_display(os.fsencode(name), host, number, screen):
+        return f"{name!r} is no X display; accepted are names such as ':0' and 'host:0'"
+    remote = ffi.string(host[0]).decode(errors="replace") not in ("", "unix")
+    xcb.xcffib.c_free(host[0])
+    if remote:
+        return f"X display {name}: nobody answers there, or this user is not let in"
+    path = f"/tmp/.X11-unix/X{number[0]}"
+    reached = [_knock(path), _knock("\0" + path)]
+    if None in reached:
+        return f"X display {name} does not let this user in; set XAUTHORITY, or ask xhost there"
+    if errno.EACCES in reached:
+        return f"X display {name}: no permission for {path}"
+    return f"X display {name} does not exist: no server listens at {path}"
+
+
+def _knock(path: str) -> int | None:
+    """Try a Unix socket: None if somebody listens, else the error number."""
+    with socket.socket(socket.AF_UNIX) as end:
+        end.setblocking(False)
+        try:
+            end.connect(path)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return error.errno
+    return None

@@ -1,0 +1,275 @@
+"""Connected sockets on trio, where bytes and descriptors travel together.
+
+Strategy: one task reads (`receive`), anybody sends without waiting (`send`); what the kernel does
+not take is kept and written by `flush_when_writable`, one task a stream. No checkpoint, lock or
+channel stands between a message and the system call. It knows no message.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+import trio
+
+from ..errors import ConnectError, Disconnected
+from ..fds import Descriptor
+from .address import Address, TcpAddress, UnixAddress
+
+READ_SIZE = 1 << 18
+_MAX_DESCRIPTORS = 16
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.ENOTCONN)
+_SO_PEERCRED = struct.Struct("3i")
+
+
+class PeerCredentials(NamedTuple):
+    """Who is at the other end of a Unix socket, as the kernel says."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Stream:
+    """A connected, non-blocking stream socket.
+
+    ``descriptors`` tells whether the peer may pass any: then every read takes them, and a read
+    never loses one. Without it those that a peer passes are closed by the kernel.
+    """
+
+    def __init__(self, sock: socket.socket, peer: str, *, descriptors: bool = False) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        self._descriptors = descriptors and sock.family == socket.AF_UNIX
+        self._buffer = bytearray(READ_SIZE)
+        self._view = memoryview(self._buffer)
+        self._unsent: deque[tuple[memoryview, tuple[Descriptor, ...]]] = deque()
+        self._blocked = trio.Event()
+        self.peer = peer
+        """The other end, in words fit for a log line."""
+        self.bytes_received = 0
+        self.bytes_sent = 0
+
+    @property
+    def is_unix(self) -> bool:
+        return self._socket.family == socket.AF_UNIX
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait for the peer to read."""
+        return bool(self._unsent)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def credentials(self) -> PeerCredentials | None:
+        """SO_PEERCRED, or None where the socket has none."""
+        return credentials_of(self._socket)
+
+    async def receive(self, most: int = READ_SIZE) -> tuple[memoryview, list[Descriptor]]:
+        """Wait for bytes; returns them, good until the next call, and the descriptors with them.
+
+        Raises Disconnected at the end of the stream. Reads at most ``most`` bytes; the kernel ends
+        a read at a byte that carries descriptors.
+        """
+        while True:
+            with _translated():
+                await trio.lowlevel.wait_readable(self._socket)
+                try:
+                    count, descriptors = self._read(min(most, READ_SIZE))
+                except BlockingIOError:
+                    continue
+            if not count:
+                for descriptor in descriptors:
+                    descriptor.close()
+                raise Disconnected("the other end closed the connection")
+            self.bytes_received += count
+            return self._view[:count], descriptors
+
+    def _read(self, most: int) -> tuple[int, list[Descriptor]]:
+        if not self._descriptors:
+            return self._socket.recv_into(self._view, most), []
+        room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+        # MSG_CMSG_CLOEXEC: socket.recv_fds would drop this flag.
+        count, ancillary, flags, _ = self._socket.recvmsg_into(
+            [self._view[:most]], room, socket.MSG_CMSG_CLOEXEC
+        )
+        descriptors = _descriptors(ancillary) if ancillary else []
+        if flags & socket.MSG_CTRUNC:
+            # More came than anybody may send: as good as none.
+            for descriptor in descriptors:
+                descriptor.close()
+            descriptors = []
+        return count, descriptors
+
+    def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
+        """Send as much as the kernel takes now and keep the rest in order. Never waits.
+
+        ``descriptors`` travel with the first byte of ``data``, in a sendmsg of its own, and are
+        closed once they are sent. Raises Disconnected if the peer is gone.
+        """
+        if self._unsent:
+            self._unsent.append((memoryview(data), tuple(descriptors)))
+            return
+        left = self._try_send(memoryview(data), tuple(descriptors))
+        if left is not None:
+            self._unsent.append(left)
+            self._blocked.set()
+
+    def _try_send(
+        self, data: memoryview, descriptors: tuple[Descriptor, ...]
+    ) -> tuple[memoryview, tuple[Descriptor, ...]] | None:
+        """Returns what the kernel did not take, None if it took all."""
+        while data:
+            try:
+                with _translated():
+                    count = self._send_once(data, descriptors)
+            except BlockingIOError:
+                return data, descriptors
+            except BaseException:
+                _close_all(descriptors)
+                raise
+            self.bytes_sent += count
+            _close_all(descriptors)
+            descriptors = ()
+            data = data[count:]
+        return None
+
+    def _send_once(self, data: memoryview, descriptors: tuple[Descriptor, ...]) -> int:
+        if not descriptors:
+            return self._socket.send(data, socket.MSG_NOSIGNAL)
+        numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
+        return self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+    async def flush_when_writable(self) -> None:
+        """Write what `send` had to keep, whenever the peer reads again; runs until cancelled.
+
+        Raises Disconnected if the peer is gone.
+        """
+        while True:
+            await self._blocked.wait()
+            with _translated():
+                await trio.lowlevel.wait_writable(self._socket)
+            self._flush()
+            if not self._unsent:
+                self._blocked = trio.Event()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            left = self._try_send(*self._unsent.popleft())
+            if left is not None:
+                self._unsent.appendleft(left)
+                return
+
+    async def drain(self) -> None:
+        """Wait until everything is with the kernel; for streams without a flushing task."""
+        while self._unsent:
+            with _translated():
+                await trio.lowlevel.wait_writable(self._socket)
+            self._flush()
+
+    def close(self) -> None:
+        """Close the socket and what was never sent; wakes whoever waits on it. Harmless twice."""
+        for _, descriptors in self._unsent:
+            _close_all(descriptors)
+        self._unsent.clear()
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def credentials_of(sock: socket.socket) -> PeerCredentials | None:
+    """SO_PEERCRED of a Unix socket, or None where there is no such thing."""
+    if sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+        return None
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
+    return PeerCredentials(*_SO_PEERCRED.unpack(raw))
+
+
+async def open_stream(address: Address, *, descriptors: bool = False) -> Stream:
+    """Connect. Raises ConnectError that names the address and what to do about it."""
+    try:
+        if isinstance(address, UnixAddress):
+            sock = await _connect(socket.AF_UNIX, address.raw)
+        else:
+            sock = await _connect_tcp(address)
+    except OSError as error:
+        raise ConnectError(_explain(address, error)) from None
+    return Stream(sock, str(address), descriptors=descriptors)
+
+
+async def _connect(family: int, target: str | tuple[str, int]) -> socket.socket:
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect(target)
+        return _plain(sock)
+    finally:
+        sock.close()
+
+
+def _plain(sock: trio.socket.SocketType) -> socket.socket:
+    """The socket without trio's wrapper, whose every call is a turn of the scheduler."""
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+
+
+async def _connect_tcp(address: TcpAddress) -> socket.socket:
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    return _plain(stream.socket)
+
+
+def _explain(address: Address, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return f"{address}: no server is listening there; start one with spiceshm-server"
+    return f"{address}: {error.strerror or error}"
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Descriptor]:
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return [Descriptor(number) for number in numbers]
+
+
+def _close_all(descriptors: Sequence[Descriptor]) -> None:
+    for descriptor in descriptors:
+        descriptor.close()
+
+
+class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801
+    """A peer that is gone is Disconnected, whatever the system call says of it."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and error.errno in _GONE:
+            raise Disconnected(f"the connection broke: {os.strerror(error.errno)}") from None
+        if isinstance(error, trio.ClosedResourceError) or (
+            isinstance(error, OSError) and error.errno == errno.EBADF
+        ):
+            raise Disconnected("the connection was closed here") from None

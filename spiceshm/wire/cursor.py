@@ -1,0 +1,108 @@
+"""The cursor channel: shape and position of the pointer, which is never part of the pixels."""
+
+from __future__ import annotations
+
+from construct import GreedyBytes, If, Int8ul, Int16sl, Int16ul, Int64ul, Struct
+
+from .message import As, Message, Record, Sender, empty, message, record
+
+FLAG_NONE = 1
+FLAG_CACHE_ME = 2
+FLAG_FROM_CACHE = 4
+
+@record
+class CursorHeader(Record):
+    """``SpiceCursorHeader``: type 0 is premultiplied B, G, R, A, ``width * height * 4`` bytes."""
+
+    layout = Struct(
+        "unique" / Int64ul,
+        "type" / Int8ul,
+        "width" / Int16ul,
+        "height" / Int16ul,
+        "hot_spot_x" / Int16ul,
+        "hot_spot_y" / Int16ul,
+    )
+    unique: int
+    type: int
+    width: int
+    height: int
+    hot_spot_x: int
+    hot_spot_y: int
+
+
+@record
+class Cursor(Record):
+    """``SpiceCursor``: no header and no data with FLAG_NONE; no data with FLAG_FROM_CACHE."""
+
+    layout = Struct(
+        "flags" / Int16ul,
+        "header" / If(lambda ctx: not ctx.flags & FLAG_NONE, As(CursorHeader)),
+        "data" / GreedyBytes,
+    )
+    flags: int
+    header: CursorHeader | None = None
+    data: bytes = b""
+
+
+@message("cursor", Sender.SERVER, 101)
+class CursorInit(Message):
+    layout = Struct(
+        "position_x" / Int16sl,
+        "position_y" / Int16sl,
+        "trail_length" / Int16ul,
+        "trail_frequency" / Int16ul,
+        "visible" / Int8ul,
+        "cursor" / As(Cursor),
+    )
+    position_x: int
+    position_y: int
+    trail_length: int
+    trail_frequency: int
+    visible: int
+    cursor: Cursor
+
+
+@message("cursor", Sender.SERVER, 102)
+class CursorReset(Message):
+    layout = empty()
+
+
+@message("cursor", Sender.SERVER, 103)
+class CursorSet(Message):
+    layout = Struct(
+        "position_x" / Int16sl, "position_y" / Int16sl, "visible" / Int8ul, "cursor" / As(Cursor)
+    )
+    position_x: int
+    position_y: int
+    visible: int
+    cursor: Cursor
+
+
+@message("cursor", Sender.SERVER, 104)
+class CursorMove(Message):
+    layout = Struct("position_x" / Int16sl, "position_y" / Int16sl)
+    position_x: int
+    position_y: int
+
+
+@message("cursor", Sender.SERVER, 105)
+class CursorHide(Message):
+    layout = empty()
+
+
+@message("cursor", Sender.SERVER, 106)
+class CursorTrail(Message):
+    layout = Struct("length" / Int16ul, "frequency" / Int16ul)
+    length: int
+    frequency: int
+
+
+@message("cursor", Sender.SERVER, 107)
+class CursorInvalOne(Message):
+    layout = Struct("cursor_id" / Int64ul)
+    cursor_id: int
+
+
+@message("cursor", Sender.SERVER, 108)
+class CursorInvalAll(Message):
+    layout = empty()

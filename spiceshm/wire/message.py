@@ -1,0 +1,173 @@
+"""What a message is: a construct declaration, a frozen dataclass over it, and a number.
+
+Strategy: each message is declared once, as a construct ``Struct`` called ``layout``. The dataclass
+fields are the part of it that carries meaning; counts, magic and reserved fields are in the layout
+alone. A body either parses in full or raises `RemoteProtocolError` that names message and field;
+nothing here does I/O or knows the state of a connection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+import re
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+from construct import Adapter, Construct, ConstructError, Struct
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+
+
+class Sender(enum.Enum):
+    """Which end sends a message."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+    @property
+    def other(self) -> Sender:
+        return Sender.CLIENT if self is Sender.SERVER else Sender.SERVER
+
+
+class Record:
+    """A piece of a message with a layout of its own; instances are immutable."""
+
+    layout: ClassVar[Construct]
+    title: ClassVar[str] = ""
+    """Its dotted name, for errors and traces."""
+    exact: ClassVar[bool] = True
+    """False where the peer may send more bytes than the layout reads."""
+
+    @classmethod
+    def parse(cls, body: bytes | memoryview) -> Self:
+        """Read one from exactly ``body``. Raises RemoteProtocolError that names the field."""
+        stream = io.BytesIO(body)
+        try:
+            values = cls.layout.parse_stream(stream)
+        except (ConstructError, UnicodeDecodeError, OverflowError) as error:
+            raise RemoteProtocolError(cls.title, *_explain(error)) from None
+        if cls.exact and (rest := len(stream.read())):
+            raise RemoteProtocolError(cls.title, "", f"{rest} bytes too many behind its last field")
+        return cls(**{field: values[field] for field in cls._fields()})
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The bytes of the body, little endian. Raises LocalProtocolError for a bad value."""
+        try:
+            built: bytes = self.layout.build(self._values())
+        except (ConstructError, OverflowError) as error:
+            raise LocalProtocolError(self.title, *_explain(error)) from None
+        return built
+
+    @classmethod
+    def _fields(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def _values(self) -> dict[str, Any]:
+        return {field: getattr(self, field) for field in self._fields()}
+
+    def __eq__(self, other: object) -> bool:
+        # Fields may be arrays, whose own == is no answer; two messages are equal if their bytes are.
+        return type(self) is type(other) and self.packed == other.packed  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.packed))
+
+
+class Message(Record):
+    """A message of the data phase: what follows the header with number ``number``."""
+
+    channel: ClassVar[str]
+    sender: ClassVar[Sender]
+    number: ClassVar[int]
+
+    def __str__(self) -> str:
+        inside = " ".join(f"{key}={_short(value)}" for key, value in self._values().items())
+        return f"{self.title} {inside}".strip()
+
+
+R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=Message)
+
+MESSAGES: dict[tuple[str, Sender, int], type[Message]] = {}
+"""Every declared message by channel (``base`` for those of all channels), sender and number."""
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def record(cls: type[R]) -> type[R]:
+    """Make a class with a ``layout`` an immutable record."""
+    made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    inside = {subcon.name for subcon in made.layout.subcons}
+    missing = set(made._fields()) - inside
+    if missing:
+        raise TypeError(f"{cls.__name__}: no {sorted(missing)} in its layout")
+    made.title = _snake(cls.__name__)
+    return made
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def message(channel: str, sender: Sender, number: int) -> Callable[[type[M]], type[M]]:
+    """Declare a message: ``@message("display", SERVER, 314)`` over a class with a ``layout``.
+
+    Its dotted name is the channel and the class name in snake case without the channel's name:
+    ``display.surface_create``, ``display.init``. Where both ends send a message of one name, the
+    client's class is called ``Client...``, which is no part of the dotted name.
+    """
+
+    def declare(cls: type[M]) -> type[M]:
+        made = record(cls)
+        made.channel, made.sender, made.number = channel, sender, number
+        own = _snake(cls.__name__).removeprefix("client_").removeprefix(channel + "_")
+        made.title = f"{channel}.{own}"
+        key = (channel, sender, number)
+        if key in MESSAGES:
+            raise TypeError(f"{made.title}: {key} is {MESSAGES[key].title} already")
+        MESSAGES[key] = made
+        return made
+
+    return declare
+
+
+def lookup(channel: str, sender: Sender, number: int) -> type[Message] | None:
+    """The class of a message on a channel, those of all channels included; None if unknown."""
+    return MESSAGES.get((channel, sender, number)) or MESSAGES.get(("base", sender, number))
+
+
+class As(Adapter):  # type: ignore[misc]
+    """Lets a layout hold a `Record` as one of its fields."""
+
+    def __init__(self, kind: type[Record]) -> None:
+        super().__init__(kind.layout)
+        self.kind = kind
+
+    def _decode(self, obj: Any, context: Any, path: str) -> Record:
+        return self.kind(**{field: obj[field] for field in self.kind._fields()})
+
+    def _encode(self, obj: Record, context: Any, path: str) -> dict[str, Any]:
+        return obj._values()
+
+
+def empty() -> Struct:
+    """The layout of a message without a body."""
+    return Struct()
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """The field and the reason of a construct error, each short enough for a log line."""
+    path = getattr(error, "path", None) or ""
+    field = ".".join(path.split(" -> ")[1:])
+    reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+    return field, re.sub(r"^Error in path [^\n]*", "", reason)[:200]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)}B"
+    return re.sub(r"\s+", " ", str(value))[:80]

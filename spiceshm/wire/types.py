@@ -1,0 +1,238 @@
+"""The building blocks that several messages share, and the numbers that SPICE gave to things."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from construct import (
+    Adapter,
+    Array,
+    Bytes,
+    Construct,
+    IfThenElse,
+    Int8ul,
+    Int32sl,
+    Int32ul,
+    Rebuild,
+    Struct,
+    ValidationError,
+    len_,
+    this,
+)
+from numpy.typing import NDArray
+
+from .message import Record, record
+
+MAX_SIDE = 16384
+"""Most pixels a surface may have in either direction."""
+
+MAX_CAPABILITY_WORDS = 32
+MAX_RECTS = 64
+
+
+class ChannelType(enum.IntEnum):
+    """``SPICE_CHANNEL_*``"""
+
+    MAIN = 1
+    DISPLAY = 2
+    INPUTS = 3
+    CURSOR = 4
+
+
+class LinkError(enum.IntEnum):
+    """``SPICE_LINK_ERR_*``"""
+
+    OK = 0
+    ERROR = 1
+    INVALID_MAGIC = 2
+    INVALID_DATA = 3
+    VERSION_MISMATCH = 4
+    NEED_SECURED = 5
+    NEED_UNSECURED = 6
+    PERMISSION_DENIED = 7
+    BAD_CONNECTION_ID = 8
+    CHANNEL_NOT_AVAILABLE = 9
+
+
+class CommonCap(enum.IntEnum):
+    """``SPICE_COMMON_CAP_*``: bit numbers."""
+
+    AUTH_SELECTION = 0
+    AUTH_SPICE = 1
+    AUTH_SASL = 2
+    MINI_HEADER = 3
+
+
+class MainCap(enum.IntEnum):
+    """``SPICE_MAIN_CAP_*``: bit numbers; those about migration are never set by us."""
+
+    NAME_AND_UUID = 1
+    AGENT_CONNECTED_TOKENS = 2
+
+
+class DisplayCap(enum.IntEnum):
+    """``SPICE_DISPLAY_CAP_*``: bit numbers, and ours."""
+
+    MONITORS_CONFIG = 1
+    PREF_COMPRESSION = 6
+    MULTI_CODEC = 8
+    SHARED_MEMORY = 83
+
+
+class InputsCap(enum.IntEnum):
+    """``SPICE_INPUTS_CAP_*``: bit numbers."""
+
+    KEY_SCANCODE = 0
+
+
+class SurfaceFormat(enum.IntEnum):
+    """``SPICE_SURFACE_FMT_*``, those that we show. In memory the bytes are B, G, R, X (or A)."""
+
+    XRGB = 32
+    ARGB = 96
+
+
+class ImageType(enum.IntEnum):
+    """``SPICE_IMAGE_TYPE_*``, those that we know."""
+
+    BITMAP = 0
+
+
+class BitmapFormat(enum.IntEnum):
+    """``SPICE_BITMAP_FMT_*``, those that we know."""
+
+    XRGB = 8
+    ARGB = 9
+
+
+class MouseMode(enum.IntFlag):
+    """``SPICE_MOUSE_MODE_*``"""
+
+    SERVER = 1
+    CLIENT = 2
+
+
+def words_from_caps(bits: set[int] | frozenset[int]) -> tuple[int, ...]:
+    """Capability bit numbers as u32 words, no more of them than the highest bit needs."""
+    words = [0] * (max(bits) // 32 + 1 if bits else 0)
+    for bit in bits:
+        words[bit // 32] |= 1 << bit % 32
+    return tuple(words)
+
+
+def caps_from_words(words: tuple[int, ...]) -> frozenset[int]:
+    """The bit numbers set in u32 capability words."""
+    return frozenset(
+        32 * at + bit for at, word in enumerate(words) for bit in range(32) if word >> bit & 1
+    )
+
+
+class Limited(Adapter):  # type: ignore[misc]
+    """An integer field of which only some values are allowed, which ``accepts`` says in words."""
+
+    def __init__(self, kind: Construct, allowed: Callable[[int], bool], accepts: str) -> None:
+        super().__init__(kind)
+        self._allowed = allowed
+        self._accepts = accepts
+
+    def _decode(self, obj: int, context: Any, path: str) -> int:
+        if not self._allowed(obj):
+            raise ValidationError(f"{obj} is not {self._accepts}", path=path)
+        return obj
+
+    _encode = _decode
+
+
+def between(kind: Construct, low: int, high: int) -> Construct:
+    """An integer field that must lie in ``low``..``high``, both included."""
+    return Limited(kind, lambda value: low <= value <= high, f"in {low}..{high}")
+
+
+def one_of(kind: Construct, *values: int) -> Construct:
+    """An integer field that must be one of ``values``."""
+    return Limited(kind, lambda value: value in values, " or ".join(map(str, values)))
+
+
+class Tuple(Adapter):  # type: ignore[misc]
+    """A list field as a tuple, so that messages stay immutable."""
+
+    def _decode(self, obj: Any, context: Any, path: str) -> tuple[Any, ...]:
+        return tuple(obj)
+
+    def _encode(self, obj: Any, context: Any, path: str) -> list[Any]:
+        return list(obj)
+
+
+class Rects(Adapter):  # type: ignore[misc]
+    """``count`` rectangles as an array (n, 4) of int32: top, left, bottom, right."""
+
+    def __init__(self, count: Any) -> None:
+        super().__init__(Bytes(count * 16))
+
+    def _decode(self, obj: bytes, context: Any, path: str) -> NDArray[np.int32]:
+        return np.frombuffer(obj, "<i4").reshape(-1, 4)
+
+    def _encode(self, obj: Any, context: Any, path: str) -> bytes:
+        return np.ascontiguousarray(obj, "<i4").reshape(-1, 4).tobytes()
+
+
+class Text(Adapter):  # type: ignore[misc]
+    """UTF-8 text over a bytes field."""
+
+    def _decode(self, obj: bytes, context: Any, path: str) -> str:
+        return obj.decode()
+
+    def _encode(self, obj: str, context: Any, path: str) -> bytes:
+        return obj.encode()
+
+
+def counted(
+    kind: Construct, number: Construct, most: int, *, name: str, count: str
+) -> tuple[Construct, Construct]:
+    """Two fields: how many (``count``, at most ``most``), and that many ``kind`` (``name``)."""
+    limited = Rebuild(between(number, 0, most), len_(this[name]))
+    return count / limited, name / Tuple(Array(this[count], kind))
+
+
+@record
+class Rect(Record):
+    """``SpiceRect``: i32 each; right and bottom are exclusive."""
+
+    layout = Struct("top" / Int32sl, "left" / Int32sl, "bottom" / Int32sl, "right" / Int32sl)
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+@record
+class Point(Record):
+    """``SpicePoint``: i32 each."""
+
+    layout = Struct("x" / Int32sl, "y" / Int32sl)
+    x: int
+    y: int
+
+
+class Clip(Adapter):  # type: ignore[misc]
+    """``SpiceClip``: None, or an array (n, 4) of int32 as in `Rects`, at most 65536 of them."""
+
+    def __init__(self) -> None:
+        some = Struct(
+            "n" / Rebuild(between(Int32ul, 0, 65536), lambda ctx: len(ctx.rects)),
+            "rects" / Rects(this.n),
+        )
+        super().__init__(
+            Struct("type" / one_of(Int8ul, 0, 1), "some" / IfThenElse(this.type, some, Struct()))
+        )
+
+    def _decode(self, obj: Any, context: Any, path: str) -> NDArray[np.int32] | None:
+        return obj.some.rects if obj.type else None
+
+    def _encode(self, obj: Any, context: Any, path: str) -> dict[str, Any]:
+        if obj is None:
+            return {"type": 0, "some": {}}
+        return {"type": 1, "some": {"rects": np.asarray(obj).reshape(-1, 4)}}
