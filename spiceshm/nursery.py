@@ -11,19 +11,23 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from .errors import SpiceShmError
+
 
 @contextlib.asynccontextmanager
 async def open_nursery() -> AsyncIterator[trio.Nursery]:
     """Like ``trio.open_nursery``, but a group with one failure in it is replaced by that failure.
 
-    Tasks that were cancelled meanwhile do not count: cancelled they are anyhow.
+    Tasks that were cancelled meanwhile do not count: cancelled they are anyhow. Where several tasks
+    noticed the same end of a connection, the first one's word is enough.
     """
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
         failures = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
-        if len(failures) != 1:
+        expected = all(isinstance(error, SpiceShmError) for error in failures)
+        if not failures or (len(failures) > 1 and not expected):
             raise
     else:
         return

@@ -1,0 +1,1 @@
+"""The two programs, `server` and `client`: options and output, nothing else."""

@@ -1,0 +1,46 @@
+"""What every test shares: descriptors are counted around each, and stock programs are asked for."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+REQUIRED = os.environ.get("SPICESHM_REQUIRE_PEERS") == "1"
+
+
+def _open_descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the directory
+    return found
+
+
+@pytest.fixture(autouse=True)
+def descriptors_counted() -> Iterator[None]:
+    """No test may leave a descriptor open; views that await the garbage collector are collected."""
+    before = _open_descriptors()
+    yield
+    after = _open_descriptors()
+    if len(after) > len(before):
+        gc.collect()
+        after = _open_descriptors()
+    left = {fd: what for fd, what in after.items() if before.get(fd) != what}
+    assert len(after) <= len(before), f"descriptors left open: {left}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """``@pytest.mark.peer("Xvfb", "xterm")``: skipped without them, failed where they must be."""
+    for mark in item.iter_markers("peer"):
+        missing = [name for name in mark.args if shutil.which(name) is None]
+        if missing and REQUIRED:
+            pytest.fail(f"stock programs missing: {', '.join(missing)}", pytrace=False)
+        if missing:
+            pytest.skip(f"stock programs missing: {', '.join(missing)}")
