@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 
 class Descriptor:
-    """Owns one file descriptor; closing twice is harmless, dropping it open is a ResourceWarning."""
+    """Owns one file descriptor; closing twice is harmless, dropping it open a ResourceWarning."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

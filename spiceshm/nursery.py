@@ -7,11 +7,14 @@ one thing, and a user's ``except ValueError`` around ``async with spiceshm.conne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import trio
 
 from .errors import SpiceShmError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 @contextlib.asynccontextmanager

@@ -8,12 +8,15 @@ never with less, except `subtract`, which is exact or gives its first argument b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
 Rect: TypeAlias = tuple[int, int, int, int]
 Damage: TypeAlias = "Literal['all'] | Sequence[Sequence[int]] | NDArray[np.integer]"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REQUIRED = os.environ.get("SPICESHM_REQUIRE_PEERS") == "1"
 

@@ -8,12 +8,11 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import trio
-from numpy.typing import NDArray
 
-from ..client import RemoteDisplay, connect
+from ..client import RemoteDisplay, Sharing, connect
 from ..errors import MemoryRefused
 from .common import (
     NOT_SHARED,
@@ -28,6 +27,10 @@ from .common import (
     until_interrupted,
 )
 from .stats import Table, Watch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NAME = "spiceshm-client"
 DESCRIPTION = """\
@@ -88,7 +91,9 @@ async def _look(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.screenshot == "-":
         raise UsageError("--json and --screenshot - both want stdout; name a file for one")
     password = read_password(arguments.password_file) or ""
-    shm = "off" if arguments.no_shm else "require" if arguments.require_shm else "auto"
+    shm: Sharing = "auto"
+    if arguments.no_shm or arguments.require_shm:
+        shm = "off" if arguments.no_shm else "require"
     async with until_interrupted():
         try:
             async with connect(arguments.uri, password=password, shm=shm) as display:

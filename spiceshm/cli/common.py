@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,6 +17,9 @@ from .. import __version__
 from ..errors import AddressError, Disconnected, SpiceShmError
 from ..nursery import open_nursery
 from ..transport.address import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 OK, FAILED, USAGE, NOT_SHARED, DISCONNECTED = 0, 1, 2, 3, 5
 
@@ -104,7 +107,9 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _complain(name, Exception(f"{error.filename or ''} {_reason(error)}".strip()), FAILED)
+        return _complain(
+            name, Exception(f"{error.filename or ''} {_reason(error)}".strip()), FAILED
+        )
 
 
 def _complain(name: str, error: Exception, status: int) -> int:

@@ -140,8 +140,8 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, Sho
     from ..sources.pattern import show_pattern
 
     width, height = arguments.surface or DEFAULT_SURFACE
-    damage = arguments.damage or "small"
-    show = partial(show_pattern, width=width, height=height, fps=fps, damage=damage)
+    full = arguments.damage == "full"
+    show = partial(show_pattern, width=width, height=height, fps=fps, full=full)
     yield f"test pattern {width}x{height}", show
 
 

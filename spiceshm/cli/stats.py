@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from ..client import Frame, RemoteDisplay
 from ..sources.pattern import TORN, read_stamp
+
+if TYPE_CHECKING:
+    from ..client import Frame, RemoteDisplay
 
 _KEPT_LATENCIES = 1 << 20
 _TABLE_S = 0.5

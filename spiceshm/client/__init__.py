@@ -4,7 +4,7 @@
 SPICE is drawn.
 """
 
-from .display import Frames, RemoteDisplay, connect
+from .display import Frames, RemoteDisplay, Sharing, connect
 from .frame import Frame
 
-__all__ = ["Frame", "Frames", "RemoteDisplay", "connect"]
+__all__ = ["Frame", "Frames", "RemoteDisplay", "Sharing", "connect"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import mmap
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RemoteProtocolError
-from ..region import Rect
 from ..wire.display import BITMAP_TOP_DOWN, Bitmap, DrawCopy
 from ..wire.types import BitmapFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..region import Rect
 
 _DRAW = "display.draw_copy"
 
@@ -47,11 +51,15 @@ class Canvas:
         picture = _picture(bitmap)
         box, area = copy.box, copy.src_area
         height, width = box.bottom - box.top, box.right - box.left
-        if not (0 <= box.top < box.bottom <= self.height and 0 <= box.left < box.right <= self.width):
+        if not (
+            0 <= box.top < box.bottom <= self.height and 0 <= box.left < box.right <= self.width
+        ):
             raise RemoteProtocolError(_DRAW, "box", f"is outside {self.width}x{self.height}")
         if (area.bottom - area.top, area.right - area.left) != (height, width):
             raise RemoteProtocolError(_DRAW, "src_area", "asks for scaling")
-        if not (0 <= area.top and area.bottom <= bitmap.y and 0 <= area.left and area.right <= bitmap.x):
+        if not (
+            area.top >= 0 and area.bottom <= bitmap.y and area.left >= 0 and area.right <= bitmap.x
+        ):
             raise RemoteProtocolError(_DRAW, "src_area", "is outside the image")
         source = picture[area.top : area.bottom, area.left : area.right]
         drawn = self._clipped(copy)

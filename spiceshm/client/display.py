@@ -11,13 +11,11 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from .. import region
 from ..errors import (
@@ -39,6 +37,11 @@ from ..wire.types import ChannelType, DisplayCap
 from .canvas import Canvas, page_aligned
 from .frame import Frame, Lease
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from numpy.typing import NDArray
+
 log = logging.getLogger("spiceshm.client")
 
 HANDSHAKE_S = 10.0
@@ -48,13 +51,13 @@ CREDITS = 8
 """Most frames that we would hold at once; the server's offer decides."""
 
 _COMPRESSION_OFF = 1
-_Shm = Literal["auto", "off", "require"]
+Sharing = Literal["auto", "off", "require"]
 
 
 class RemoteDisplay:
     """A display that somebody else draws; made by `connect`."""
 
-    def __init__(self, address: Address, shm_wish: _Shm) -> None:
+    def __init__(self, address: Address, shm_wish: Sharing) -> None:
         self.address = address
         self.width = 0
         """Pixels; changes when the server changes its mode."""
@@ -356,7 +359,7 @@ def _area(rects: NDArray[np.int32]) -> int:
 
 @contextlib.asynccontextmanager
 async def connect(
-    address: str | None = None, *, password: str = "", shm: _Shm = "auto"
+    address: str | None = None, *, password: str = "", shm: Sharing = "auto"
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server and look at its display.
 
@@ -382,7 +385,7 @@ async def connect(
 
 
 async def _open(
-    place: Address, password: str, wish: _Shm, nursery: trio.Nursery, stack: contextlib.ExitStack
+    place: Address, password: str, wish: Sharing, nursery: trio.Nursery, stack: contextlib.ExitStack
 ) -> RemoteDisplay:
     """Open main and display channel and wait for the first picture."""
     remote = RemoteDisplay(place, wish)

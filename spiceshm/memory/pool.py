@@ -18,15 +18,20 @@ It knows neither messages nor sockets: the server asks what to lend and sends it
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import region
-from ..region import Rect
 from .segment import Segment, pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from ..region import Rect
 
 
 class BufferState(enum.Enum):

@@ -3,8 +3,9 @@
 The server's is a memfd that is filled once, mapped writable once, and then sealed so that nobody,
 the server included, can ever map it writable again, write to it, or change its size: the writable
 mapping made before is the only one there will be. A read-only descriptor would be no barrier, its
-receiver can reopen it; the seal is one. The client believes nothing: it holds the descriptor that it
-got against the size and seals that make reading safe (a file that can shrink kills its reader).
+receiver can reopen it; the seal is one. The client believes nothing: it holds the descriptor that
+it got against the size and the seals that make reading safe, for a file that can shrink kills its
+reader.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import MemoryRefused, Refusal
 from ..fds import Descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
 TOKEN_SIZE = 32

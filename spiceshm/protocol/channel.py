@@ -15,14 +15,17 @@ The display channel adds to it in `display`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..fds import Descriptor
 from ..wire import Message, Sender, hot, lookup
 from ..wire.base import Ack, AckSync, DataHeader, Ping, Pong, SetAck
 from .tables import START, TABLES, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..fds import Descriptor
 
 CLIENT_MESSAGE_LIMIT = 1 << 16
 """Most bytes of a body that a client may send; none that we know comes near."""
@@ -139,7 +142,8 @@ class Channel:
             self.send(Ack())
         kind = lookup(self.channel, self.role.other, number)
         if kind is None:
-            return self._unknown(number)
+            self._unknown(number)
+            return None
         state = self._next(kind)
         if state is None:
             raise RemoteProtocolError(kind.title, "", f"not allowed in state {self.state.name}")
@@ -275,5 +279,3 @@ class _Acks:
     def open(self) -> bool:
         """Server: may another message go out?"""
         return not self.window or self.sent - self.delivered <= 2 * self.window
-
-

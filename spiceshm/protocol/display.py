@@ -13,17 +13,27 @@ told the bytes that were read there.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import LocalProtocolError, Refusal, RemoteProtocolError
-from ..fds import Descriptor
 from ..wire import Message, Sender, shm
 from ..wire.display import SurfaceCreate, SurfaceDestroy
-from ..wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply, ShmWithdraw, SurfaceCreateShm
+from ..wire.shm import (
+    ShmDamage,
+    ShmDamageHandled,
+    ShmOffer,
+    ShmReply,
+    ShmWithdraw,
+    SurfaceCreateShm,
+)
 from .channel import Channel
 from .tables import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..fds import Descriptor
 
 MAX_SEGMENTS = 64
 """Segments that one connection may have at a time."""
@@ -163,7 +173,9 @@ class ServerDisplay(Channel):
         if isinstance(message, ShmDamageHandled):
             if self.leases.get(message.serial) != message.surface_id:
                 raise RemoteProtocolError(
-                    _HANDLED, "serial", f"{message.serial} of surface {message.surface_id} is not out"
+                    _HANDLED,
+                    "serial",
+                    f"{message.serial} of surface {message.surface_id} is not out",
                 )
             del self.leases[message.serial]
         elif isinstance(message, ShmReply):
@@ -189,9 +201,7 @@ class ServerDisplay(Channel):
         if segment.accepted:
             self.credits = self.credits or reply.credits
         elif self.refusal is None:
-            self.refusal = (
-                "wrong proof" if reply.accepted else Refusal.explain(reply.reason)
-            )
+            self.refusal = "wrong proof" if reply.accepted else Refusal.explain(reply.reason)
 
 
 class ClientDisplay(Channel):
@@ -347,12 +357,18 @@ class ClientDisplay(Channel):
         elif isinstance(message, SurfaceCreate):
             self._check_ordinary()
         elif isinstance(message, SurfaceDestroy) and self.shared:
-            if self.surface is None or message.surface_id != self.surface.surface_id:
-                raise RemoteProtocolError(message.title, "surface_id", "is not the primary surface")
-            self.surface = None
+            self._check_destroy(message)
         elif isinstance(message, ShmWithdraw):
-            if self.segments.pop(message.segment_id, None) is None:
-                raise RemoteProtocolError(message.title, "segment_id", "is not in use")
+            self._check_withdraw(message)
+
+    def _check_destroy(self, destroy: SurfaceDestroy) -> None:
+        if self.surface is None or destroy.surface_id != self.surface.surface_id:
+            raise RemoteProtocolError(destroy.title, "surface_id", "is not the primary surface")
+        self.surface = None
+
+    def _check_withdraw(self, withdraw: ShmWithdraw) -> None:
+        if self.segments.pop(withdraw.segment_id, None) is None:
+            raise RemoteProtocolError(withdraw.title, "segment_id", "is not in use")
 
     def _check_offer(self, offer: ShmOffer) -> None:
         if not self.shareable:
@@ -370,7 +386,9 @@ class ClientDisplay(Channel):
         if create.surface_id != 0:
             raise RemoteProtocolError(_CREATE, "surface_id", "the primary surface is 0")
         if create.stride < create.width * 4 or create.stride % 4:
-            raise RemoteProtocolError(_CREATE, "stride", f"{create.stride} for {create.width} pixels")
+            raise RemoteProtocolError(
+                _CREATE, "stride", f"{create.stride} for {create.width} pixels"
+            )
         surface = SharedSurface(0, create.width, create.height, create.format, create.stride)
         self._check_place(_CREATE, create.segment_id, create.shm_offset, surface)
         self.surface = surface
@@ -385,7 +403,9 @@ class ClientDisplay(Channel):
     def _check_damage(self, damage: ShmDamage) -> None:
         surface = self.surface
         if surface is None or damage.surface_id != surface.surface_id:
-            raise RemoteProtocolError(_DAMAGE, "surface_id", f"there is no surface {damage.surface_id}")
+            raise RemoteProtocolError(
+                _DAMAGE, "surface_id", f"there is no surface {damage.surface_id}"
+            )
         if damage.serial <= self._last_serial:
             raise RemoteProtocolError(_DAMAGE, "serial", f"{damage.serial} does not rise")
         if len(self.leases) >= self.credits:

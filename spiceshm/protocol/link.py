@@ -41,7 +41,7 @@ MAX_LINK_MESSAGE = 4096
 MAX_PASSWORD = 60
 """Bytes of a password; stock clients refuse longer ones."""
 
-_HEADER_SIZE = LinkHeader.layout.sizeof()
+_HEADER_SIZE: int = LinkHeader.layout.sizeof()
 _MIN_MESS = 18
 _MIN_REPLY = 178
 _OAEP = padding.OAEP(mgf=padding.MGF1(SHA1()), algorithm=SHA1(), label=None)
@@ -201,7 +201,9 @@ class ServerLink(_Link):
         """Answer the LinkMess: go on to the ticket. ``channel_caps`` are bit numbers."""
         if self.mess is None or self._at is not _At.DECISION:
             raise LocalProtocolError("link_reply", "", "nothing to accept")
-        public = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        public = self._key.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
         common, channel = words_from_caps(COMMON_CAPS), words_from_caps(channel_caps)
         self._put(LinkReply(LinkError.OK, public, common, channel).packed)
         theirs = caps_from_words(self.mess.common_caps)

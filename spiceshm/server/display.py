@@ -8,13 +8,11 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
 from ..errors import Disconnected, ListenError, ProtocolError, RemoteProtocolError
-from ..memory import Segment
 from ..nursery import open_nursery
 from ..protocol import Channel, Password, ServerDisplay, ServerLink, generate_key
 from ..transport import (
@@ -30,6 +28,11 @@ from ..wire.link import LinkMess
 from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, LinkError, MouseMode, caps_from_words
 from .surface import Surface
 from .viewer import HANDSHAKE_S, Viewer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from ..memory import Segment
 
 log = logging.getLogger("spiceshm.server")
 
@@ -215,7 +218,8 @@ class Display:
     async def _serve_display(self, stream: Stream, link: ServerLink, mess: LinkMess) -> None:
         theirs = caps_from_words(mess.channel_caps)
         machine = ServerDisplay(
-            mini=link.mini, shareable=DisplayCap.SHARED_MEMORY in theirs & self._display_caps(stream)
+            mini=link.mini,
+            shareable=DisplayCap.SHARED_MEMORY in theirs & self._display_caps(stream),
         )
         viewer = Viewer(
             stream,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from .. import region
 from ..errors import SpiceShmError
 from ..memory import Buffer, Pool, Segment
-from ..region import Damage, Rect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from ..region import Damage, Rect
 
 FIRST_BUFFERS = 3
 """Buffers of a new surface: one shown, one being drawn, one lent."""

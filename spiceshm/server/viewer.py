@@ -8,22 +8,27 @@ in the reader's accumulated damage. One task reads; sending never waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from ..errors import Disconnected
-from ..memory import Frame, Pool, Reader, Segment
 from ..nursery import open_nursery
 from ..protocol import ServerDisplay, State
-from ..region import Rect
-from ..transport import Stream
 from ..wire import Message, display, shm, types
 from ..wire.base import SetAck
 from ..wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply
-from .surface import Surface
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from ..memory import Frame, Pool, Reader, Segment
+    from ..region import Rect
+    from ..transport import Stream
+    from .surface import Surface
 
 log = logging.getLogger("spiceshm.server")
 

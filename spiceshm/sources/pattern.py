@@ -7,14 +7,16 @@ Every row begins and ends with the number of its frame, so that whoever looks ca
 from __future__ import annotations
 
 import colorsys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
-from ..region import Rect
-from ..server import Display
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..region import Rect
+    from ..server import Display
 
 _STAMP_WIDTH = 2
 _STAMP_KEY = 0xA5C35A
@@ -110,11 +112,14 @@ def read_stamp(pixels: NDArray[np.uint8]) -> int | Literal["torn"] | None:
 
 
 async def show_pattern(
-    display: Display, width: int, height: int, *, fps: float, damage: Literal["small", "full"]
+    display: Display, width: int, height: int, *, fps: float, full: bool = False
 ) -> None:
-    """Show the pattern for ever, ``fps`` frames a second; 0: as fast as somebody takes them."""
+    """Show the pattern for ever, ``fps`` frames a second; 0: as fast as somebody takes them.
+
+    ``full`` redraws every pixel of every frame.
+    """
     surface = display.create_surface(width, height)
-    pattern = Pattern(width, height, full=damage == "full")
+    pattern = Pattern(width, height, full=full)
     start, number = trio.current_time(), 0
     while True:
         with surface.frame(pattern.damage(number)) as frame:

@@ -15,9 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import AddressError
 
-ACCEPTED = (
-    "unix:/path, unix:@name, tcp:host:port, spice://host:port or spice+unix:///path"
-)
+ACCEPTED = "unix:/path, unix:@name, tcp:host:port, spice://host:port or spice+unix:///path"
 _MAX_UNIX_PATH = 107
 
 

@@ -8,14 +8,17 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import ListenError
 from .address import Address, TcpAddress, UnixAddress, runtime_directory
 from .stream import Stream, credentials_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
 
 _BACKLOG = 64
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -46,7 +49,9 @@ class Listener:
         status = os.stat(self.address.path)
         return status.st_dev, status.st_ino
 
-    async def serve(self, handle: Callable[[Stream], Awaitable[None]], nursery: trio.Nursery) -> None:
+    async def serve(
+        self, handle: Callable[[Stream], Awaitable[None]], nursery: trio.Nursery
+    ) -> None:
         """Accept for ever, each connection in a task of its own."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)

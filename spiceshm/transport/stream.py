@@ -14,15 +14,17 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
-from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from ..errors import ConnectError, Disconnected
 from ..fds import Descriptor
 from .address import Address, TcpAddress, UnixAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
 READ_SIZE = 1 << 18
 _MAX_DESCRIPTORS = 16
@@ -258,7 +260,7 @@ def _close_all(descriptors: Sequence[Descriptor]) -> None:
         descriptor.close()
 
 
-class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801
+class _translated(contextlib.AbstractContextManager[None]):
     """A peer that is gone is Disconnected, whatever the system call says of it."""
 
     def __exit__(

@@ -10,6 +10,7 @@ FLAG_NONE = 1
 FLAG_CACHE_ME = 2
 FLAG_FROM_CACHE = 4
 
+
 @record
 class CursorHeader(Record):
     """``SpiceCursorHeader``: type 0 is premultiplied B, G, R, A, ``width * height * 4`` bytes."""

@@ -8,14 +8,17 @@ and also the judge: whatever is not plainly well formed is handed to it, and its
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import construct
 import numpy as np
 
 from .base import Ack, MiniHeader
-from .message import Message
-from .shm import MAX_RECTS, ShmDamage, ShmDamageHandled
+from .shm import ShmDamage, ShmDamageHandled
+from .types import MAX_RECTS
+
+if TYPE_CHECKING:
+    from .message import Message
 
 
 def derive(layout: construct.Struct) -> Struct:

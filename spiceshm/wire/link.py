@@ -60,7 +60,10 @@ class LinkMess(Record):
     """
 
     layout = Struct(
-        "connection_id" / Int32ul, "channel_type" / Int8ul, "channel_id" / Int8ul, *_capabilities(18)
+        "connection_id" / Int32ul,
+        "channel_type" / Int8ul,
+        "channel_id" / Int8ul,
+        *_capabilities(18),
     )
     exact = False
     connection_id: int

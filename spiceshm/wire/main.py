@@ -46,7 +46,9 @@ class ChannelId(Record):
 
 @message("main", Sender.SERVER, 104)
 class ChannelsList(Message):
-    layout = Struct(*counted(As(ChannelId), Int32ul, 65536, name="channels", count="num_of_channels"))
+    layout = Struct(
+        *counted(As(ChannelId), Int32ul, 65536, name="channels", count="num_of_channels")
+    )
     channels: tuple[ChannelId, ...]
 
 

@@ -12,13 +12,15 @@ import dataclasses
 import enum
 import io
 import re
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from construct import Adapter, Construct, ConstructError, Struct
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Sender(enum.Enum):
@@ -70,8 +72,8 @@ class Record:
         return {field: getattr(self, field) for field in self._fields()}
 
     def __eq__(self, other: object) -> bool:
-        # Fields may be arrays, whose own == is no answer; two messages are equal if their bytes are.
-        return type(self) is type(other) and self.packed == other.packed  # type: ignore[attr-defined]
+        # Fields may be arrays, whose own == is no answer: messages are equal if their bytes are.
+        return type(self) is type(other) and self.packed == other.packed
 
     def __hash__(self) -> int:
         return hash((type(self), self.packed))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from construct import (
@@ -22,9 +21,13 @@ from construct import (
     len_,
     this,
 )
-from numpy.typing import NDArray
 
 from .message import Record, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 MAX_SIDE = 16384
 """Most pixels a surface may have in either direction."""
