@@ -360,6 +360,12 @@ def test_bands() -> None:
     assert bands([(0, 0, 50, 9), (10, 9, 20, 12), (200, 0, 201, 1)]) == [(0, 50), (200, 201)]
 
 
+def test_rectangles_are_clipped() -> None:
+    boxes = [(-3, -4, 10, 10), (90, 95, 40, 40), (100, 0, 5, 5), (5, 6, 0, 9), (-9, 9, 60000, 1)]
+    reply = bytes(32) + b"".join(struct.pack("=hhHH", *box) for box in boxes)
+    assert xscreen._rects(reply, 100, 99) == [(0, 0, 6, 7), (95, 90, 99, 100), (9, 0, 10, 100)]
+
+
 def test_request_numbers_wrap() -> None:
     assert xscreen._precedes(1, 2)
     assert not xscreen._precedes(2, 2)
@@ -603,10 +609,11 @@ async def test_cancelled_while_rows_are_fetched(attach: bool) -> None:
             def begin(rects: list[Rect]) -> Target:
                 pen.core.GrabServer()
                 pen.sync()
+                begun.set()
                 return target
 
             pen.draw((0, 0, 200, 320), 0x777777)
-            over = trio.Event()
+            begun, over = trio.Event(), trio.Event()
 
             async def snapshot(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
                 with trio.CancelScope() as scope:
@@ -617,6 +624,7 @@ async def test_cancelled_while_rows_are_fetched(attach: bool) -> None:
 
             async with trio.open_nursery() as nursery:
                 scope = await nursery.start(snapshot)
+                await begun.wait()
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
                 await trio.testing.wait_all_tasks_blocked()
@@ -630,7 +638,7 @@ async def test_cancelled_while_rows_are_fetched(attach: bool) -> None:
 
 
 async def test_cancelled_and_the_server_never_answers(
-    autojump_clock: trio.testing.MockClock,
+    mock_clock: trio.testing.MockClock,
 ) -> None:
     with xvfb(320, 200, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
         with picture_for(screen) as target:
@@ -638,6 +646,7 @@ async def test_cancelled_and_the_server_never_answers(
             def begin(rects: list[Rect]) -> Target:
                 pen.core.GrabServer()
                 pen.sync()
+                mock_clock.autojump_threshold = 0  # nothing will come now: let the time run
                 return target
 
             with trio.move_on_after(10) as scope:
@@ -682,33 +691,54 @@ async def test_the_server_is_always_let_go(how: str) -> None:
                 await trio.to_thread.run_sync(pen.sync, abandon_on_cancel=True)
 
 
-async def test_attaching_in_a_thread_takes_no_answer_away() -> None:
+async def test_a_thread_that_attaches_takes_no_answer_away() -> None:
     """A thread that waits in libxcb reads what a task waits for too; that task must be woken."""
     with xvfb(320, 200, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
-        stop = threading.Event()
+        pen.core.GrabServer()
+        pen.sync()
 
-        def attach_all_the_time() -> int:
+        def attach_one() -> None:
+            with picture_for(screen) as target:
+                assert target[1] is not None
+
+        thread = threading.Thread(target=attach_one, daemon=True)
+        with trio.fail_after(DEADLINE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(screen.take_damage)
+                await trio.testing.wait_all_tasks_blocked()
+                thread.start()
+                until(screen._lock.locked, "the thread to attach")
+                # All answers come now, and the loop stands still until the thread has read them.
+                pen.core.UngrabServer()
+                pen.sync()
+                thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+async def test_attaching_all_the_time() -> None:
+    with xvfb(320, 200, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
+        stop = threading.Event()
+        counts: list[int] = []
+
+        def attach_all_the_time() -> None:
             count = 0
             while not stop.is_set():
                 with picture_for(screen) as target:
                     assert target[1] is not None
                     count += 1
-            return count
-
-        counts: list[int] = []
-
-        async def attacher() -> None:
-            counts.append(await trio.to_thread.run_sync(attach_all_the_time))
+            counts.append(count)
 
         with picture_for(screen) as target, trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
                 for _ in range(2):
-                    nursery.start_soon(attacher)
-                for count in range(300):
-                    pen.fill((0, 0, 200, 320), count)
-                    await screen.wait()
-                    await screen.snapshot(lambda rects: target)
-                stop.set()
+                    nursery.start_soon(trio.to_thread.run_sync, attach_all_the_time)
+                try:
+                    for count in range(300):
+                        pen.fill((0, 0, 200, 320), count)
+                        await screen.wait()
+                        await screen.snapshot(lambda rects: target)
+                finally:
+                    stop.set()
         assert min(counts) > 5
 
 
@@ -767,6 +797,15 @@ async def test_size_changes(depth: int, attach: bool) -> None:
                 rects = await screen.snapshot(lambda rects: target)
                 assert rects == [(0, 0, size[1], size[0])]
                 assert np.array_equal(target[0][..., :3], as_bgr(*xwd(display)))
+
+
+async def test_taking_over_the_size_damages_everything() -> None:
+    with xvfb(320, 200, 24) as display, XScreen.open(display) as screen:
+        await settle(screen)
+        assert screen.resize() == (320, 200)
+        assert is_damaged(screen)
+        assert await screen.take_damage() == [(0, 0, 200, 320)]
+        assert await screen.take_damage() == []
 
 
 async def test_size_changes_during_a_snapshot() -> None:

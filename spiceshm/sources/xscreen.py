@@ -44,6 +44,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import trio
 
+from ..errors import SourceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
@@ -93,7 +95,7 @@ _CDEF = """
 """
 
 
-class XError(Exception):
+class XError(SourceError):
     """The X display cannot be used, or is gone; the text is one line that says why."""
 
 
