@@ -76,7 +76,14 @@ def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
     """
     if len(rects) < 2:
         return list(rects)
-    joined = list(dict.fromkeys(rects))
+    # What the largest one covers is gone at once: often that is all, after a full redraw.
+    top, left, bottom, right = largest = max(rects, key=lambda rect: area([rect]))
+    joined = [largest]
+    joined += (
+        r
+        for r in dict.fromkeys(rects)
+        if r[0] < top or r[1] < left or r[2] > bottom or r[3] > right
+    )
     while True:
         before = len(joined)
         joined = _join(_join(joined, across=True), across=False)

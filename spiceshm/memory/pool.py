@@ -141,10 +141,12 @@ class Pool:
         if buffer.leases:
             raise AssertionError("a free buffer is leased")
         buffer.state = BufferState.WRITING
-        if self.current is not None:
-            source, target = self.current.words, buffer.words
-            for top, left, bottom, right in region.subtract(buffer.missed, damage):
-                target[top:bottom, left:right] = source[top:bottom, left:right]
+        stale = region.subtract(buffer.missed, damage)
+        for top, left, bottom, right in stale:
+            buffer.words[top:bottom, left:right] = (
+                # Before the first frame the picture is black, whatever was drawn and abandoned.
+                0 if self.current is None else self.current.words[top:bottom, left:right]
+            )
         return buffer
 
     def publish(self, buffer: Buffer, damage: Sequence[Rect], now: int) -> int:

@@ -10,6 +10,7 @@ reader.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 PAGE = mmap.PAGESIZE
 TOKEN_SIZE = 32
+MAX_SIZE = 1 << 32
+"""Most bytes of a segment; clients accept no more."""
 
 # Absent from `fcntl` and `mmap` before Python 3.13 or altogether: <linux/fcntl.h>, <linux/memfd.h>,
 # <asm-generic/mman-common.h>.
@@ -166,6 +169,12 @@ class MappedSegment:
 
 
 def _create(size: int) -> int:
+    available = _available()
+    if size > min(available, MAX_SIZE):
+        raise MemoryRefused(
+            f"cannot have {size / 1e6:.1f} MB of shared memory: "
+            f"{min(available, MAX_SIZE) / 1e6:.0f} MB are available"
+        )
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         try:
@@ -185,6 +194,16 @@ def _create(size: int) -> int:
             f"cannot have {size / 1e6:.1f} MB of shared memory: {error.strerror}"
         ) from None
     return fd
+
+
+def _available() -> int:
+    """Bytes that can be had without anybody being killed for it: a memfd has no limit of its own,
+    so asking the kernel for too much would end in its out-of-memory killer."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return MAX_SIZE
 
 
 def _map(fd: int, size: int, protection: int) -> mmap.mmap:
