@@ -63,7 +63,7 @@ class Buffer:
 
 @dataclass(eq=False)
 class Reader:
-    """Somebody who is lent frames, at most ``credits`` at once.
+    """Somebody who is lent frames, at most ``credits`` at once; or, with none, only reads.
 
     ``damage`` is what changed since the last frame it was given; ``segments`` are those it can see;
     ``busy`` is set by whoever reads for it while what was read is still on its way.
@@ -79,7 +79,7 @@ class Reader:
     @property
     def ready(self) -> bool:
         """Whether it could be lent another frame."""
-        return not self.busy and len(self.leases) < self.credits
+        return not self.busy and (not self.credits or len(self.leases) < self.credits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +135,11 @@ class Pool:
         The caller draws all of ``damage`` and then calls `publish`, or `abandon`. Never waits:
         rule 3 leaves one FREE.
         """
-        buffer = next((b for b in self.buffers if b.state is BufferState.FREE), None)
-        if buffer is None:
+        free = [buffer for buffer in self.buffers if buffer.state is BufferState.FREE]
+        if not free:
             raise AssertionError("no free buffer: a lease was given that should not have been")
+        # Memory that some reader has not accepted yet would leave it without this frame.
+        buffer = next((buffer for buffer in free if self._seen_by_all(buffer)), free[0])
         if buffer.leases:
             raise AssertionError("a free buffer is leased")
         buffer.state = BufferState.WRITING
@@ -178,8 +180,13 @@ class Pool:
 
     # Readers
 
+    @property
+    def missing(self) -> int:
+        """How many buffers more it would take for every reader to use all its credits at once."""
+        return max(0, sum(reader.credits for reader in self.readers) + 2 - len(self.buffers))
+
     def join(self, credits: int) -> Reader:
-        """A new reader; its first frame will be the whole surface."""
+        """A new reader; its first frame will be the whole surface. Credits 0: it never leases."""
         reader = Reader(credits, self._everything())
         self.readers.add(reader)
         return reader
@@ -193,7 +200,7 @@ class Pool:
     def lend(self, reader: Reader) -> Frame | None:
         """The newest frame on lease, or None if the reader must wait (or nothing is new)."""
         buffer = self.current
-        if buffer is None or not reader.damage or not reader.ready:
+        if buffer is None or not reader.damage or not reader.credits or not reader.ready:
             return None
         if buffer.segment not in reader.segments or not self._spare(buffer):
             return None
@@ -229,6 +236,9 @@ class Pool:
             return True
         leased = sum(1 for other in self.buffers if other.leases)
         return leased + 1 <= len(self.buffers) - 2
+
+    def _seen_by_all(self, buffer: Buffer) -> bool:
+        return all(buffer.segment in r.segments for r in self.readers if r.credits)
 
     def _everything(self) -> list[Rect]:
         return region.full(self.width, self.height)

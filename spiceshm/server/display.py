@@ -46,10 +46,11 @@ _Shm = Literal["auto", "off"]
 class Display:
     """What `serve` gives: make a surface and draw on it; everybody connected sees it."""
 
-    def __init__(self, *, shm: _Shm, password: bytes | None) -> None:
+    def __init__(self, nursery: trio.Nursery, *, shm: _Shm, password: bytes | None) -> None:
         self.addresses: list[Address] = []
         """Where it listens, with the ports that were chosen."""
         self.surface: Surface | None = None
+        self._nursery = nursery
         self._shm = shm
         self._password = password
         self._key = generate_key()
@@ -74,7 +75,7 @@ class Display:
         """
         if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
             raise ValueError(f"a surface of {width}x{height} is not within 1x1 to 16384x16384")
-        surface = Surface(width, height, self._serials, self._viewers, attach)
+        surface = Surface(width, height, self._serials, self._viewers, self._nursery, attach)
         old, self.surface = self.surface, surface
         for viewer in list(self._viewers):
             viewer.published()
@@ -268,8 +269,8 @@ async def serve(
     for place in places:
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
             raise ListenError(f"{place}: anybody could connect; give a password, or say no_auth")
-    display = Display(shm=shm, password=secret)
     async with open_nursery() as nursery:
+        display = Display(nursery, shm=shm, password=secret)
         with contextlib.ExitStack() as stack:
             stack.callback(display.close)
             listeners = [_listen(place, stack) for place in places]

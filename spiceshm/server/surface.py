@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import trio
 
 from .. import region
-from ..errors import SpiceShmError
+from ..errors import MemoryRefused, SpiceShmError
 from ..memory import Buffer, Pool, Segment
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..region import Damage, Rect
+
+log = logging.getLogger("spiceshm.server")
 
 FIRST_BUFFERS = 3
 """Buffers of a new surface: one shown, one being drawn, one lent."""
@@ -43,22 +46,19 @@ class Surface:
         height: int,
         serials: Iterator[int],
         watchers: Iterable[Watcher],
+        nursery: trio.Nursery,
         attach: Callable[[Segment], None] | None = None,
     ) -> None:
         """Raises MemoryRefused if the memory for its buffers cannot be had."""
         self.pool = Pool(width, height, serials)
         self._watchers = watchers
+        self._nursery = nursery
+        self._attach = attach
         self._drawing: Drawing | None = None
         self._wanted = trio.Event()
-        segment = Segment(FIRST_BUFFERS * self.pool.buffer_size)
-        try:
-            if attach is not None:
-                attach(segment)
-            segment.seal()
-        except BaseException:
-            segment.close()
-            raise
-        self.pool.add(segment)
+        self._growing = False
+        self._closed = False
+        self.pool.add(self._new_segment(FIRST_BUFFERS))
 
     @property
     def width(self) -> int:
@@ -111,8 +111,48 @@ class Surface:
         """Called by whoever ends a lease."""
         self._wanted.set()
 
+    def reader_joined(self) -> None:
+        """Called by whoever joins the pool: it grows in the background, in a thread.
+
+        Until that is done, and offered, and accepted, the readers share the buffers that there are.
+        """
+        self.credit_returned()
+        if self.pool.missing and not self._growing:
+            self._growing = True
+            self._nursery.start_soon(self._grow)
+
+    async def _grow(self) -> None:
+        while not self._closed and (missing := self.pool.missing):
+            try:
+                segment = await trio.to_thread.run_sync(self._new_segment, missing)
+            except MemoryRefused as error:
+                log.warning("%d readers share too few buffers: %s", len(self.pool.readers), error)
+                break
+            if self._closed:
+                segment.close()
+                break
+            self.pool.add(segment)
+            self._notify()
+        self._growing = False
+
+    def _new_segment(self, buffers: int) -> Segment:
+        segment = Segment(buffers * self.pool.buffer_size)
+        try:
+            if self._attach is not None:
+                self._attach(segment)
+            segment.seal()
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    def _notify(self) -> None:
+        for watcher in list(self._watchers):
+            watcher.published()
+
     def close(self) -> None:
         """The surface is replaced or gone: nobody new is shown it. Frames out stay valid."""
+        self._closed = True
         for segment in self.pool.segments:
             segment.close()
 
@@ -122,8 +162,7 @@ class Surface:
             self.pool.abandon(drawing.buffer)
         elif damage:
             self.pool.publish(drawing.buffer, damage, time.monotonic_ns())
-            for watcher in list(self._watchers):
-                watcher.published()
+            self._notify()
         else:
             self.pool.abandon(drawing.buffer)
 

@@ -98,7 +98,7 @@ class Viewer:
         raise trio.TooSlowError(f"the hand-shake took longer than {HANDSHAKE_S:g} s")
 
     def published(self) -> None:
-        """A new frame is there, or a new surface. Never raises: a broken client ends by itself."""
+        """A new frame, surface or segment is there. Never raises: a broken client ends by itself."""
         try:
             self._pump()
         except Disconnected as error:
@@ -139,6 +139,8 @@ class Viewer:
                 self._hide()
                 self._change(surface)
             if self._shown is not None:
+                if self._machine.shared:
+                    self._offer(self._shown.pool)  # it may have grown
                 self._send_frames(self._shown)
         for data, descriptors in self._machine.data_to_send():
             self._stream.send(data, descriptors)
@@ -228,7 +230,7 @@ class Viewer:
                 display.SURFACE_FLAG_PRIMARY,
             )
         )
-        self._begin(surface, credits=1)
+        self._begin(surface, credits=0)
         self._announce(f"ordinary SPICE: {self._no_sharing or self._machine.refusal}")
 
     def _begin(self, surface: Surface, credits: int) -> None:
@@ -239,7 +241,7 @@ class Viewer:
         self._shown = surface
         self._marked = False
         self._update_ends = 0
-        surface.credit_returned()
+        surface.reader_joined()
 
     def _announce(self, how: str) -> None:
         if self._announced != how:
@@ -252,8 +254,8 @@ class Viewer:
         pool, reader = self._shown.pool, self._reader
         self._machine.send(display.SurfaceDestroy(0))
         if self._machine.shared:
-            for segment in pool.segments:
-                self._machine.send(shm.ShmWithdraw(self._ids.pop(segment)))
+            while self._ids:
+                self._machine.send(shm.ShmWithdraw(self._ids.popitem()[1]))
         if reader is not None and not reader.leases:
             pool.leave(reader)
         self._shown = self._reader = None

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 from ..errors import AddressError
 
 ACCEPTED = "unix:/path, unix:@name, tcp:host:port, spice://host:port or spice+unix:///path"
 _MAX_UNIX_PATH = 107
+_HOST_AND_PORT = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]\s:/?#@]+))(?::([0-9]*))?")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class UnixAddress:
     @property
     def uri(self) -> str | None:
         """What a stock viewer is given; none of them can name an abstract socket."""
-        return None if self.abstract else f"spice+unix://{os.path.abspath(self.path)}"
+        if self.abstract:
+            return None
+        return f"spice+unix://{quote(os.fsencode(os.path.abspath(self.path)))}"
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -80,7 +84,7 @@ def parse_address(text: str) -> Address:
     if text.startswith("unix:"):
         return _unix(text, text.removeprefix("unix:"))
     if text.startswith("spice+unix://"):
-        return _unix(text, unquote(text.removeprefix("spice+unix://")))
+        return _unix(text, os.fsdecode(unquote_to_bytes(text.removeprefix("spice+unix://"))))
     if text.startswith("tcp:"):
         return _tcp(text, text.removeprefix("tcp:"))
     if text.startswith("spice://"):
@@ -96,7 +100,7 @@ def default_address() -> UnixAddress:
 def runtime_directory() -> Path:
     """``$XDG_RUNTIME_DIR/spiceshm``, or a directory of the user's own under /tmp."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.path.isdir(runtime):
+    if runtime and os.path.isabs(runtime) and os.path.isdir(runtime):
         return Path(runtime) / "spiceshm"
     return Path(tempfile.gettempdir()) / f"spiceshm-{os.getuid()}"
 
@@ -112,16 +116,21 @@ def _unix(text: str, path: str) -> UnixAddress:
 
 
 def _tcp(text: str, rest: str) -> TcpAddress:
-    try:
-        parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise _bad(text, "has no port in 1..65535") from None
-    if not host or parts.path or parts.query or parts.fragment or parts.username is not None:
+    parts = _HOST_AND_PORT.fullmatch(rest)
+    if parts is None:
         raise _bad(text, "is no host and port")
-    if port is None or (port == 0 and not text.startswith("tcp:")):
+    number, name, port = parts.groups()
+    try:
+        if number:
+            ipaddress.IPv6Address(number)
+        else:
+            name.encode("idna")  # as getaddrinfo will
+    except ValueError:
+        raise _bad(text, "names no host") from None
+    lowest = 0 if text.startswith("tcp:") else 1
+    if not port or len(port) > 5 or not lowest <= int(port) <= 65535:
         raise _bad(text, "has no port in 1..65535")
-    return TcpAddress(host, port)
+    return TcpAddress((number or name).lower(), int(port))
 
 
 def _bad(text: str, why: str) -> AddressError:

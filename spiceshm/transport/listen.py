@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 _BACKLOG = 64
-_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_BROKEN = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 _ACCEPT_PAUSE_S = 0.1
 
 
@@ -30,10 +30,12 @@ class Listener:
 
     def __init__(self, address: Address) -> None:
         """Listen. Raises ListenError with the address and the reason."""
+        self.address: Address = address
+        self._identity: tuple[int, int] | None = None
         try:
             if isinstance(address, UnixAddress):
                 self._socket = _listen_unix(address)
-                self.address: Address = address
+                self._identity = self._file_identity()
             else:
                 self._socket = _listen_tcp(address)
                 # Port 0 asks for any free one.
@@ -41,7 +43,6 @@ class Listener:
         except OSError as error:
             raise ListenError(f"{address}: {error.strerror or error}") from None
         self._socket.setblocking(False)
-        self._identity = self._file_identity()
 
     def _file_identity(self) -> tuple[int, int] | None:
         if not isinstance(self.address, UnixAddress) or self.address.abstract:
@@ -53,6 +54,7 @@ class Listener:
         self, handle: Callable[[Stream], Awaitable[None]], nursery: trio.Nursery
     ) -> None:
         """Accept for ever, each connection in a task of its own."""
+        await trio.lowlevel.checkpoint()  # it may have been closed before this task began
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -60,9 +62,10 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
-                if error.errno not in _OUT_OF:
+                if error.errno in _BROKEN:
                     raise
                 # Out of descriptors for now: those connected go on, newcomers wait in the backlog.
+                # Errors of the newcomer's own network are told here too.
                 await trio.sleep(_ACCEPT_PAUSE_S)
                 continue
             nursery.start_soon(handle, Stream(sock, self._peer_of(sock)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = 1 << 18
 _MAX_DESCRIPTORS = 16
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.ENOTCONN)
+_CONNECT_PAUSE_S = 0.02
 _SO_PEERCRED = struct.Struct("3i")
 
 
@@ -85,6 +85,8 @@ class Stream:
         a read at a byte that carries descriptors.
         """
         while True:
+            if self._socket.fileno() < 0:
+                raise Disconnected("the connection was closed here")
             with _translated():
                 await trio.lowlevel.wait_readable(self._socket)
                 try:
@@ -214,37 +216,45 @@ async def open_stream(address: Address, *, descriptors: bool = False) -> Stream:
     """Connect. Raises ConnectError that names the address and what to do about it."""
     try:
         if isinstance(address, UnixAddress):
-            sock = await _connect(socket.AF_UNIX, address.raw)
+            sock = await _connect_unix(address)
         else:
             sock = await _connect_tcp(address)
     except OSError as error:
-        raise ConnectError(_explain(address, error)) from None
+        raise ConnectError(f"{address}: {_explain(error)}") from None
     return Stream(sock, str(address), descriptors=descriptors)
 
 
-async def _connect(family: int, target: str | tuple[str, int]) -> socket.socket:
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+async def _connect_unix(address: UnixAddress) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await sock.connect(target)
-        return _plain(sock)
-    finally:
+        sock.setblocking(False)
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                sock.connect(address.raw)
+            except BlockingIOError:
+                # The server's backlog is full, and nothing tells when there is room again.
+                await trio.sleep(_CONNECT_PAUSE_S)
+            else:
+                return sock
+    except BaseException:
         sock.close()
-
-
-def _plain(sock: trio.socket.SocketType) -> socket.socket:
-    """The socket without trio's wrapper, whose every call is a turn of the scheduler."""
-    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        raise
 
 
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
-    stream = await trio.open_tcp_stream(address.host, address.port)
-    return _plain(stream.socket)
+    sock = (await trio.open_tcp_stream(address.host, address.port)).socket
+    # Without trio's wrapper, whose every call is a turn of the scheduler.
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
-def _explain(address: Address, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return f"{address}: no server is listening there; start one with spiceshm-server"
-    return f"{address}: {error.strerror or error}"
+def _explain(error: OSError) -> str:
+    # Where a name has several addresses, the reasons are in the cause.
+    cause = error.__cause__ or error
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    if all(isinstance(one, FileNotFoundError | ConnectionRefusedError) for one in causes):
+        return "no server is listening there; start one with spiceshm-server"
+    return getattr(causes[-1], "strerror", None) or str(error)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Descriptor]:
@@ -261,7 +271,11 @@ def _close_all(descriptors: Sequence[Descriptor]) -> None:
 
 
 class _translated(contextlib.AbstractContextManager[None]):
-    """A peer that is gone is Disconnected, whatever the system call says of it."""
+    """Whatever a system call says of a peer or a socket, for us that connection is over.
+
+    Not only of a peer that is gone: a descriptor may be refused too (ETOOMANYREFS where too many
+    are on their way to peers that do not read), and that must end one connection, nothing else.
+    """
 
     def __exit__(
         self,
@@ -269,9 +283,9 @@ class _translated(contextlib.AbstractContextManager[None]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, OSError) and error.errno in _GONE:
-            raise Disconnected(f"the connection broke: {os.strerror(error.errno)}") from None
         if isinstance(error, trio.ClosedResourceError) or (
             isinstance(error, OSError) and error.errno == errno.EBADF
         ):
             raise Disconnected("the connection was closed here") from None
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            raise Disconnected(f"the connection broke: {error.strerror or error}") from None

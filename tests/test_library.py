@@ -1,0 +1,361 @@
+"""The library's two ends on a real socket: frames, leases and views, mode changes, ordinary SPICE."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+import spiceshm
+from spiceshm.client import RemoteDisplay
+from spiceshm.client import display as client_display
+
+WIDTH, HEIGHT = 320, 200
+SHM = ("auto", "off")
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/display.sock"
+
+
+def picture(seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 4), np.uint8)
+
+
+def rgb(pixels: np.ndarray) -> np.ndarray:
+    """Without the byte that means nothing."""
+    return pixels[:, :, :3]
+
+
+@asynccontextmanager
+async def both_ends(
+    address: str, **options: object
+) -> AsyncIterator[tuple[spiceshm.Display, spiceshm.Surface, RemoteDisplay]]:
+    async with spiceshm.serve(address) as display:
+        surface = display.create_surface(WIDTH, HEIGHT)
+        surface.draw(picture(0))
+        async with spiceshm.connect(address, **options) as remote:  # type: ignore[arg-type]
+            yield display, surface, remote
+
+
+async def next_frame(remote: RemoteDisplay) -> spiceshm.Frame:
+    with trio.fail_after(10):
+        return await anext(remote.frames())
+
+
+async def until(remote: RemoteDisplay, pixels: np.ndarray) -> spiceshm.Frame:
+    """The first frame that shows ``pixels``; ordinary SPICE may show a part before the whole."""
+    with trio.fail_after(10):
+        async for frame in remote.frames():
+            if np.array_equal(rgb(frame.pixels), rgb(pixels)):
+                return frame
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_frames_arrive_with_their_damage(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        assert remote.shared is (shm == "auto")
+        assert (remote.reason is None) is remote.shared
+        first = await next_frame(remote)
+        assert first.full
+        assert first.rects.tolist() == [[0, 0, HEIGHT, WIDTH]]
+        truth = picture(0)
+        assert np.array_equal(rgb(first.pixels), rgb(truth))
+        for step in range(1, 20):
+            rects = [(step, 2 * step, step + 5, 2 * step + 7), (100, step, 101, step + 1)]
+            new = picture(step)
+            for top, left, bottom, right in rects:
+                truth[top:bottom, left:right] = new[top:bottom, left:right]
+            surface.draw(truth, rects)
+            frame = await until(remote, truth)
+            assert not frame.full
+            assert frame.pixels.shape == (HEIGHT, WIDTH, 4)
+            assert not frame.pixels.flags.writeable
+            if remote.shared:
+                assert sorted(frame.rects.tolist()) == sorted(map(list, rects))
+                assert frame.serial == surface.serial
+                assert 0 < frame.age < 10
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_slow_reader_gets_the_newest_with_all_it_missed(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        mirror = (await next_frame(remote)).copy()
+        truth = picture(0)
+        for step in range(50):  # nobody looks meanwhile
+            top, left = step * 3, step * 5
+            truth[top : top + 4, left : left + 6] = step
+            surface.draw(truth, [(top, left, top + 4, left + 6)])
+        frames = 0
+        with trio.fail_after(10):
+            async for frame in remote.frames():
+                frames += 1
+                for top, left, bottom, right in frame.rects.tolist():
+                    mirror[top:bottom, left:right] = frame.pixels[top:bottom, left:right]
+                if np.array_equal(rgb(frame.pixels), rgb(truth)):
+                    break
+        assert np.array_equal(rgb(mirror), rgb(truth))
+        if shm == "auto":
+            assert frames <= 2  # the one that was on its way, and the newest
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_the_surface_changes_its_size(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (display, _, remote):
+        held = (await next_frame(remote)).pixels
+        for seed, (width, height) in enumerate([(64, 48), (500, 300), (1, 1), (WIDTH, HEIGHT)]):
+            surface = display.create_surface(width, height)
+            new = picture(seed, width, height)
+            surface.draw(new)
+            if seed == 0:
+                assert np.array_equal(rgb(held), rgb(picture(0)))
+                del held
+            frame = await until(remote, new)
+            assert frame.full or shm == "off"
+            assert (frame.width, frame.height) == (width, height)
+            assert (remote.width, remote.height) == (width, height)
+            frame.release()
+        assert remote.shared is (shm == "auto")
+
+
+async def test_a_view_keeps_its_frame(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        frame = await next_frame(remote)
+        crop = memoryview(frame.pixels[10:20, 10:20].reshape(10, -1)[2:5])
+        before = bytes(crop)
+        for step in range(1, 10):
+            surface.draw(picture(step))
+        with trio.move_on_after(0.05):
+            await next_frame(remote)
+            pytest.fail("a frame came although the only one that is lent is still held")
+        assert bytes(crop) == before
+        del crop
+        gc.collect()
+        frame = await next_frame(remote)
+        assert np.array_equal(rgb(frame.pixels), rgb(picture(9)))
+
+
+async def test_the_last_view_may_die_on_another_thread(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        views = [(await next_frame(remote)).pixels[:5]]
+        surface.draw(picture(1))
+        frames = remote.frames()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, views.clear)
+            with trio.fail_after(10):
+                frame = await anext(frames)
+        assert np.array_equal(rgb(frame.pixels), rgb(picture(1)))
+        assert threading.active_count() >= 1
+
+
+async def test_held_views_are_an_error_not_a_hang(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_display, "HELD_WARNING_S", 0.02)
+    monkeypatch.setattr(client_display, "HELD_LIMIT_S", 0.05)
+    async with both_ends(address) as (_, _surface, remote):
+        kept = (await next_frame(remote)).pixels
+        with pytest.raises(spiceshm.FramesHeld, match=r"views of 1 frames are still held"):
+            await next_frame(remote)
+        assert caplog.text.count("still held") == 1
+        del kept
+
+
+async def test_a_released_frame_says_so(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        frame = await next_frame(remote)
+        own = frame.copy()
+        assert own.flags.writeable
+        frame.release()
+        frame.release()
+        with pytest.raises(ValueError, match="was released"):
+            _ = frame.pixels
+        assert "released" in repr(frame)
+        surface.draw(picture(1))
+        second = await next_frame(remote)
+        surface.draw(picture(2))
+        await next_frame(remote)
+        with pytest.raises(ValueError, match="was released"):
+            _ = second.pixels
+
+
+async def test_views_outlive_the_connection_and_the_server(address: str) -> None:
+    async with both_ends(address) as (_, _surface, remote):
+        view = (await next_frame(remote)).pixels[50:60]
+    assert np.array_equal(rgb(view), rgb(picture(0)[50:60]))
+    with pytest.raises(spiceshm.Disconnected):
+        await anext(remote.frames())
+
+
+async def test_drawing_in_place_and_thinking_better_of_it(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        truth = picture(0)
+        with surface.frame([(5, 5, 10, 10)]) as drawing:
+            assert np.array_equal(rgb(drawing.pixels[20:]), rgb(truth[20:]))
+            drawing.pixels[5:10, 5:10] = 77
+            kept = drawing.pixels
+        with pytest.raises(ValueError, match="read-only"):
+            kept[0, 0] = 1
+        truth[5:10, 5:10] = 77
+        await until(remote, truth)
+        serial = surface.serial
+
+        def give_up() -> None:
+            with surface.frame() as drawing:
+                drawing.pixels[:] = 0
+                raise KeyError("changed my mind")
+
+        with pytest.raises(KeyError):
+            give_up()
+        assert surface.serial == serial
+        surface.draw(truth, [(0, 0, 1, 1)])
+        assert np.array_equal(rgb((await next_frame(remote)).pixels), rgb(truth))
+
+
+async def test_one_frame_at_a_time(address: str) -> None:
+    async with spiceshm.serve(address) as display:
+        surface = display.create_surface(8, 8)
+        with surface.frame(), pytest.raises(spiceshm.SpiceShmError, match="being drawn already"):
+            surface.frame()
+        assert surface.serial == 1
+
+
+async def test_what_a_producer_can_get_wrong(address: str) -> None:
+    async with spiceshm.serve(address) as display:
+        for width, height in ((0, 1), (1, 0), (16385, 1), (-1, 5)):
+            with pytest.raises(ValueError, match=r"not within 1x1 to 16384x16384"):
+                display.create_surface(width, height)
+        surface = display.create_surface(8, 6)
+        with pytest.raises(ValueError, match=r"not \(6, 8, 4\) of uint8"):
+            surface.draw(np.zeros((8, 6, 4), np.uint8))
+        with pytest.raises(ValueError, match=r"not \(6, 8, 4\) of uint8"):
+            surface.draw(np.zeros((6, 8, 4), np.uint16))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="outside a surface of 8x6"):
+            surface.draw(np.zeros((6, 8, 4), np.uint8), [(0, 0, 7, 8)])
+        assert surface.serial == 0
+
+
+async def test_several_readers_see_the_same(address: str) -> None:
+    async with both_ends(address) as (display, surface, first):
+        async with spiceshm.connect(address) as second, spiceshm.connect(address, shm="off") as third:
+            assert (first.shared, second.shared, third.shared) == (True, True, False)
+            assert len(display.viewers) == 3
+            for step in range(1, 10):
+                surface.draw(picture(step))
+                for remote in (first, second, third):
+                    (await until(remote, picture(step))).release()
+        with trio.fail_after(10):
+            while len(display.viewers) > 1:
+                await trio.sleep(0)
+
+
+async def test_wanted_paces_a_producer(address: str) -> None:
+    async with spiceshm.serve(address) as display:
+        surface = display.create_surface(8, 8)
+        surface.draw(np.zeros((8, 8, 4), np.uint8))
+        with trio.move_on_after(0.02) as nobody:
+            await surface.wanted()
+        assert nobody.cancelled_caught
+        async with spiceshm.connect(address) as remote:
+            with trio.move_on_after(0.02) as held:
+                await surface.wanted()
+            assert held.cancelled_caught  # its one credit is with the first frame
+            (await next_frame(remote)).release()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_ignore, next_frame, remote)
+                with trio.fail_after(10):
+                    await surface.wanted()
+                nursery.cancel_scope.cancel()
+
+
+async def _ignore(call, *args) -> None:  # type: ignore[no-untyped-def]
+    await call(*args)
+
+
+async def test_passwords(address: str) -> None:
+    async with spiceshm.serve(address, password="sesame") as display:
+        display.create_surface(8, 8).draw(np.zeros((8, 8, 4), np.uint8))
+        async with spiceshm.connect(address, password="sesame") as remote:
+            assert remote.width == 8
+        for wrong in ("", "sesam", "sesame2"):
+            with pytest.raises(spiceshm.LinkRefused, match="wrong or missing password"):
+                async with spiceshm.connect(address, password=wrong):
+                    pass
+
+
+async def test_beyond_loopback_somebody_must_be_kept_out() -> None:
+    with pytest.raises(spiceshm.ListenError, match="anybody could connect"):
+        async with spiceshm.serve("tcp:0.0.0.0:0"):
+            pass
+    async with spiceshm.serve("tcp:0.0.0.0:0", no_auth=True) as display:
+        assert str(display.addresses[0]) != "tcp:0.0.0.0:0"
+
+
+async def test_tcp_and_abstract_sockets(tmp_path: Path) -> None:
+    name = f"unix:@spiceshm-test-{tmp_path.name}"
+    async with spiceshm.serve("tcp:127.0.0.1:0", name) as display:
+        display.create_surface(WIDTH, HEIGHT).draw(picture(3))
+        tcp = str(display.addresses[0])
+        for place, shared in ((tcp, False), (tcp.replace("tcp:", "spice://"), False), (name, True)):
+            async with spiceshm.connect(place) as remote:
+                assert remote.shared is shared
+                frame = await next_frame(remote)
+                assert np.array_equal(rgb(frame.pixels), rgb(picture(3)))
+        with pytest.raises(spiceshm.MemoryRefused, match="cannot be shared over TCP"):
+            async with spiceshm.connect(tcp, shm="require"):
+                pass
+
+
+async def test_a_server_that_shares_nothing(address: str) -> None:
+    async with spiceshm.serve(address, shm="off") as display:
+        display.create_surface(WIDTH, HEIGHT).draw(picture(1))
+        async with spiceshm.connect(address) as remote:
+            assert not remote.shared
+            assert remote.reason == "the server does not share memory"
+
+
+async def test_nothing_to_see_is_said_in_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_display, "HANDSHAKE_S", 0.2)
+    async with spiceshm.serve(address):
+        with pytest.raises(spiceshm.ConnectError, match="nothing was shown within"):
+            async with spiceshm.connect(address):
+                pass
+
+
+async def test_a_body_that_fails_fails_as_itself(address: str) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with both_ends(address):
+            raise KeyError("mine")
+
+
+async def test_server_goes_client_is_told(address: str) -> None:
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def server(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            with scope:
+                async with spiceshm.serve(address) as display:
+                    display.create_surface(8, 8).draw(np.zeros((8, 8, 4), np.uint8))
+                    task_status.started()
+                    await trio.sleep_forever()
+
+        await nursery.start(server)
+        async with spiceshm.connect(address) as remote:
+            frames = remote.frames()
+            await anext(frames)
+            scope.cancel()
+            with trio.fail_after(10), pytest.raises(spiceshm.Disconnected, match=address):
+                await anext(frames)
+    with pytest.raises(spiceshm.ConnectError, match="no server is listening"):
+        async with spiceshm.connect(address):
+            pass
