@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import trio
+import trio.lowlevel
 
 import spiceshm
 from spiceshm.client import RemoteDisplay
 from spiceshm.client import display as client_display
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 WIDTH, HEIGHT = 320, 200
 SHM = ("auto", "off")
@@ -245,7 +249,10 @@ async def test_what_a_producer_can_get_wrong(address: str) -> None:
 
 async def test_several_readers_see_the_same(address: str) -> None:
     async with both_ends(address) as (display, surface, first):
-        async with spiceshm.connect(address) as second, spiceshm.connect(address, shm="off") as third:
+        async with (
+            spiceshm.connect(address) as second,
+            spiceshm.connect(address, shm="off") as third,
+        ):
             assert (first.shared, second.shared, third.shared) == (True, True, False)
             assert len(display.viewers) == 3
             for step in range(1, 10):
@@ -254,7 +261,7 @@ async def test_several_readers_see_the_same(address: str) -> None:
                     (await until(remote, picture(step))).release()
         with trio.fail_after(10):
             while len(display.viewers) > 1:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
 
 async def test_wanted_paces_a_producer(address: str) -> None:

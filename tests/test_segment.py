@@ -8,8 +8,8 @@ import gc
 import mmap
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +18,9 @@ from spiceshm.errors import MemoryRefused, Refusal
 from spiceshm.fds import Descriptor
 from spiceshm.memory import MappedSegment, Segment
 from spiceshm.memory.segment import F_SEAL_FUTURE_WRITE, PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from spiceshm.sources import xscreen
 from spiceshm.sources.xscreen import Target, XError, XResized, XScreen, bands
-from tests.xvfb import DEADLINE, environment, run, xvfb
+
+from .xvfb import DEADLINE, environment, run, xvfb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -540,6 +541,16 @@ async def test_server_dies_during_a_snapshot() -> None:
             screen.attach(0, 4096)
         screen.detach(1)
         screen.ungrab()
+
+
+def test_server_dies_before_memory_is_attached() -> None:
+    with xvfb(320, 200, 24) as display, XScreen.open(display) as screen:
+        display.process.kill()
+        display.process.wait()
+        before = descriptors()
+        with pytest.raises(XError, match="closed the connection"), picture_for(screen):
+            pass
+        assert descriptors() == before
 
 
 async def test_closing_ends_what_waits() -> None:

@@ -45,7 +45,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spiceshm-demo-") as directory:
         address = f"unix:{directory}/display.sock"
         with server(address, arguments.surface) as what:
-            print(f"server: {what} at 60 frames/s; client: another process, on its memory", flush=True)
+            print(f"server: {what} at 60 frames/s", flush=True)
+            print("client: another process, on the server's memory", flush=True)
             look = [*CLIENT, "--stats", "--json", "--duration", arguments.duration, address]
             done = subprocess.run(look, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:

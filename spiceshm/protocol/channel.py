@@ -15,11 +15,15 @@ The display channel adds to it in `display`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from construct import SizeofError
+
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..wire import Message, Sender, hot, lookup
+from ..wire import MESSAGES, Message, Sender, display, hot, lookup, main, shm
 from ..wire.base import Ack, AckSync, DataHeader, Ping, Pong, SetAck
+from ..wire.types import MAX_RECTS, MAX_SIDE
 from .tables import START, TABLES, State
 
 if TYPE_CHECKING:
@@ -30,10 +34,20 @@ if TYPE_CHECKING:
 CLIENT_MESSAGE_LIMIT = 1 << 16
 """Most bytes of a body that a client may send; none that we know comes near."""
 
-SERVER_MESSAGE_LIMIT = {"display": 1 << 30}
+SERVER_MESSAGE_LIMIT = {"display": MAX_SIDE * MAX_SIDE * 4 + (1 << 20)}
 """Most bytes of a body that a server may send: a raw image of the largest surface fits."""
 
 _SERVER_DEFAULT_LIMIT = 1 << 20
+_LIMITS: dict[type[Message], int] = {
+    main.ChannelsList: 4096,
+    main.AgentData: main.MAX_AGENT_DATA,
+    main.ClientAgentData: main.MAX_AGENT_DATA,
+    display.MonitorsConfig: 1 << 16,
+    shm.ShmOffer: 1 << 16,
+    shm.ShmDamage: 48 + 16 * MAX_RECTS,
+    shm.ShmReply: 16 + 2 * shm.MAX_TOKEN,
+}
+"""Most bytes of a body where its channel's limit is too generous for a layout of no fixed size."""
 _FULL_HEADER_SIZE = DataHeader.layout.sizeof()
 
 
@@ -65,6 +79,7 @@ class Channel:
             if role is Sender.SERVER
             else SERVER_MESSAGE_LIMIT.get(channel, _SERVER_DEFAULT_LIMIT)
         )
+        self._limits = _limits(channel, role.other)
         self._table = TABLES[channel]
 
     # What comes in
@@ -121,9 +136,9 @@ class Channel:
                 return None
             header = DataHeader.parse(view[at : at + _FULL_HEADER_SIZE])
             number, size, start = header.type, header.size, at + _FULL_HEADER_SIZE
-        if size > self._limit:
+        if size > (limit := self._limits.get(number, self._limit)):
             raise RemoteProtocolError(
-                self._name_of(number), "size", f"{size} bytes, the limit is {self._limit}"
+                self._name_of(number), "size", f"{size} bytes, the limit is {limit}"
             )
         return number, start, size
 
@@ -149,7 +164,7 @@ class Channel:
             raise RemoteProtocolError(kind.title, "", f"not allowed in state {self.state.name}")
         message = hot.parse(kind, body)
         self._check_received(message)
-        self.state = state
+        self.state = self._settle(state)
         self._answer(message)
         return message
 
@@ -162,6 +177,10 @@ class Channel:
         if kind.channel == "base":
             return self.state
         return self._table[self.state].get(kind)
+
+    def _settle(self, state: State) -> State:
+        """The state that the table's really is, where that depends on what a message holds."""
+        return state
 
     def _check_received(self, message: Message) -> None:
         """What the table cannot say; a channel with more to check overrides it and calls this."""
@@ -188,16 +207,16 @@ class Channel:
         state = self._next(type(message))
         if state is None:
             raise LocalProtocolError(message.title, "", f"not allowed in state {self.state.name}")
-        self._check_sent(message)
         body = hot.pack(message)
+        self._check_sent(message)
         self._out += self._header(message.number, len(body))
         self._out += body
-        self.state = state
+        self.state = self._settle(state)
         if self.role is Sender.SERVER:
             self.acks.count_sent(message)
 
     def _check_sent(self, message: Message) -> None:
-        """What the table cannot say about our own messages."""
+        """What the table cannot say about our own messages; where it raises it notes nothing."""
 
     def _header(self, number: int, size: int) -> bytes:
         if self._mini:
@@ -226,6 +245,21 @@ class Channel:
         for part in self.data_to_send():
             for descriptor in part.fds:
                 descriptor.close()
+
+
+@cache
+def _limits(channel: str, sender: Sender) -> dict[int, int]:
+    """Most bytes of a body by number: the size of a fixed layout, or what `_LIMITS` says."""
+    limits = {}
+    for (of, by, number), kind in MESSAGES.items():
+        if of not in ("base", channel) or by is not sender:
+            continue
+        try:
+            limits[number] = kind.layout.sizeof()
+        except SizeofError:
+            if kind in _LIMITS:
+                limits[number] = _LIMITS[kind]
+    return limits
 
 
 class _Acks:

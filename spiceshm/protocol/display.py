@@ -16,9 +16,9 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import LocalProtocolError, Refusal, RemoteProtocolError
+from ..errors import LocalProtocolError, ProtocolError, Refusal, RemoteProtocolError
 from ..wire import Message, Sender, shm
-from ..wire.display import SurfaceCreate, SurfaceDestroy
+from ..wire.display import DrawCopy, SurfaceCreate, SurfaceDestroy
 from ..wire.shm import (
     ShmDamage,
     ShmDamageHandled,
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 MAX_SEGMENTS = 64
 """Segments that one connection may have at a time."""
+
+MAX_SURFACES = 16
+"""Surfaces that one connection may have at a time: one, and in ordinary SPICE off-screen ones."""
+
+_DRAWING = frozenset({104, *range(122, 127), *range(302, 314), 316, 318, 320, 321})
+"""Numbers of messages that draw, known to us or not: none of them comes in shared-memory mode."""
 
 _DAMAGE, _OFFER, _CREATE = "display.shm_damage", "display.shm_offer", "display.surface_create_shm"
 _REPLY, _HANDLED = "display.shm_reply", "display.shm_damage_handled"
@@ -75,36 +81,68 @@ class SharedSurface(NamedTuple):
         return self.stride * self.height
 
 
-class ServerDisplay(Channel):
-    """The server's end. ``shareable`` is whether both ends announced the capability."""
+class _Display(Channel):
+    """What both ends keep: segments, leases, and which surfaces there are."""
 
-    def __init__(self, *, mini: bool = True, shareable: bool = False) -> None:
-        super().__init__("display", Sender.SERVER, mini=mini)
+    def __init__(self, role: Sender, *, mini: bool, shareable: bool) -> None:
+        super().__init__("display", role, mini=mini)
         self.shareable = shareable
         self.segments: dict[int, OfferedSegment] = {}
         self.leases: dict[int, int] = {}
         """Frames out on lease: serial to surface_id."""
-        self.credits = 0
-        """How many frames the client takes at once; 0 until its first reply."""
-        self.refusal: str | None = None
-        """Why this client does not share memory, once it has refused any."""
-        self._offered_ids = 0
+        self.surfaces: set[int] = set()
+        """Surfaces that exist, the primary (0) among them."""
         self._last_serial = -1
-        self._surface_id = 0
+
+    @property
+    def shared(self) -> bool:
+        return self.state in (State.SHARED, State.SHARED_EMPTY)
 
     @property
     def undecided(self) -> bool:
         """Some offer has not been answered yet."""
         return any(segment.accepted is None for segment in self.segments.values())
 
+    def _settle(self, state: State) -> State:
+        if state is State.ORDINARY or state is State.ORDINARY_EMPTY:
+            return State.ORDINARY if 0 in self.surfaces else State.ORDINARY_EMPTY
+        return state
+
+    def _note_surface(self, message: Message, wrong: type[ProtocolError]) -> None:
+        """Hold a message of the server against the surfaces that exist, and take note of it."""
+        if isinstance(message, SurfaceCreate):
+            if message.surface_id in self.surfaces:
+                raise wrong(message.title, "surface_id", f"{message.surface_id} exists already")
+            if len(self.surfaces) == MAX_SURFACES:
+                raise wrong(message.title, "surface_id", f"more than {MAX_SURFACES} surfaces")
+            self.surfaces.add(message.surface_id)
+        elif isinstance(message, SurfaceCreateShm):
+            if message.surface_id != 0:
+                raise wrong(message.title, "surface_id", "the primary surface is 0")
+            self.surfaces.add(0)
+        elif isinstance(message, SurfaceDestroy | DrawCopy):
+            if message.surface_id not in self.surfaces:
+                raise wrong(message.title, "surface_id", f"there is no {message.surface_id}")
+            if isinstance(message, SurfaceDestroy):
+                self.surfaces.remove(message.surface_id)
+
+
+class ServerDisplay(_Display):
+    """The server's end. ``shareable`` is whether both ends announced the capability."""
+
+    def __init__(self, *, mini: bool = True, shareable: bool = False) -> None:
+        super().__init__(Sender.SERVER, mini=mini, shareable=shareable)
+        self.credits = 0
+        """How many frames the client takes at once; 0 until its first reply."""
+        self.refusal: str | None = None
+        """Why this client does not share memory, once it has refused any."""
+        self._offered_ids = 0
+        self._used_ids: set[int] = set()
+
     @property
     def ready(self) -> bool:
         """The client has sent its INIT."""
         return self.state is not State.START
-
-    @property
-    def shared(self) -> bool:
-        return self.state in (State.SHARED, State.SHARED_EMPTY)
 
     def may_lend(self) -> bool:
         """Whether another frame may be sent now: a credit is free and the ACK window open."""
@@ -126,8 +164,10 @@ class ServerDisplay(Channel):
         The descriptor is owned by the channel from here on, also if this raises.
         """
         try:
+            if (descriptor is not None) != (offer.handle == shm.HANDLE_DESCRIPTOR):
+                raise LocalProtocolError(_OFFER, "handle", "does not tell whether '@' follows")
             self.send(offer)
-        except LocalProtocolError:
+        except BaseException:
             if descriptor is not None:
                 descriptor.close()
             raise
@@ -139,15 +179,33 @@ class ServerDisplay(Channel):
         if isinstance(message, ShmDamage):
             self._lend(message)
         elif isinstance(message, ShmOffer):
-            if not self.shareable:
-                raise LocalProtocolError(_OFFER, "", "the client does not know the extension")
-            self.segments[message.segment_id] = OfferedSegment(message)
+            self._offer(message)
         elif isinstance(message, ShmWithdraw):
             self._withdraw(message.segment_id)
-        elif isinstance(message, SurfaceCreateShm):
-            if not self.segments or self.undecided or self.refusal:
+        elif isinstance(message, SurfaceCreate | SurfaceCreateShm):
+            self._create(message)
+        else:
+            self._note_surface(message, LocalProtocolError)
+
+    def _offer(self, offer: ShmOffer) -> None:
+        if not self.shareable:
+            raise LocalProtocolError(_OFFER, "", "the client does not know the extension")
+        if offer.segment_id in self._used_ids:
+            raise LocalProtocolError(_OFFER, "segment_id", f"{offer.segment_id} was used before")
+        if len(self.segments) == MAX_SEGMENTS:
+            raise LocalProtocolError(_OFFER, "segment_id", f"more than {MAX_SEGMENTS} segments")
+        self._used_ids.add(offer.segment_id)
+        self.segments[offer.segment_id] = OfferedSegment(offer)
+
+    def _create(self, create: SurfaceCreate | SurfaceCreateShm) -> None:
+        if self.state is State.OFFERED and self.undecided:
+            raise LocalProtocolError(create.title, "", "not every offer was answered")
+        if isinstance(create, SurfaceCreateShm):
+            if self.refusal:
                 raise LocalProtocolError(_CREATE, "", "not every offer was accepted")
-            self._surface_id = message.surface_id
+            if not self.has(create.segment_id):
+                raise LocalProtocolError(_CREATE, "segment_id", "is not accepted by the client")
+        self._note_surface(create, LocalProtocolError)
 
     def _withdraw(self, segment_id: int) -> None:
         segment = self.segments.get(segment_id)
@@ -163,6 +221,8 @@ class ServerDisplay(Channel):
             raise LocalProtocolError(_DAMAGE, "serial", "the client has no credit left")
         if not self.has(damage.segment_id):
             raise LocalProtocolError(_DAMAGE, "segment_id", "is not accepted by the client")
+        if damage.surface_id not in self.surfaces:
+            raise LocalProtocolError(_DAMAGE, "surface_id", f"there is no {damage.surface_id}")
         if damage.serial <= self._last_serial:
             raise LocalProtocolError(_DAMAGE, "serial", "does not rise")
         self._last_serial = damage.serial
@@ -192,7 +252,8 @@ class ServerDisplay(Channel):
             raise RemoteProtocolError(
                 _REPLY, "credits", f"{reply.credits} is not in 1..{offer.credits}"
             )
-        if reply.nonce and len(reply.nonce) != offer.token_size:
+        may_ask = reply.accepted and offer.handle != shm.HANDLE_DESCRIPTOR
+        if reply.nonce and not (may_ask and len(reply.nonce) == offer.token_size):
             raise RemoteProtocolError(_REPLY, "nonce_size", f"{len(reply.nonce)} bytes")
         proven = hmac.compare_digest(reply.proof, segment.token)
         segment.accepted = bool(reply.accepted) and proven
@@ -204,7 +265,7 @@ class ServerDisplay(Channel):
             self.refusal = "wrong proof" if reply.accepted else Refusal.explain(reply.reason)
 
 
-class ClientDisplay(Channel):
+class ClientDisplay(_Display):
     """The client's end. ``shareable`` is whether both ends announced the capability.
 
     `receive_data` returns an offer as a message once its descriptor byte is there too; ask
@@ -212,24 +273,20 @@ class ClientDisplay(Channel):
     """
 
     def __init__(self, *, mini: bool = True, shareable: bool = False) -> None:
-        super().__init__("display", Sender.CLIENT, mini=mini)
-        self.shareable = shareable
-        self.segments: dict[int, OfferedSegment] = {}
-        self.leases: dict[int, int] = {}
-        """Frames that we hold: serial to surface_id."""
+        super().__init__(Sender.CLIENT, mini=mini, shareable=shareable)
         self.credits = 0
         self.surface: SharedSurface | None = None
         """The primary surface while it lies in shared memory."""
         self._refused = False
-        self._used_ids: set[int] = set()
-        self._last_serial = -1
+        self._offered_later = False
+        self._offered_credits = 0
+        self._in_use: dict[int, bool] = {}
+        """Every segment_id that was ever offered; False once it was withdrawn."""
+        self._doomed: list[ShmOffer] = []
+        """Offers that are no segment, whatever they hold; they are refused as malformed."""
         self._awaited: ShmOffer | None = None
         self._arrived: list[Descriptor] = []
         self._claimed: dict[int, tuple[Descriptor, ...]] = {}
-
-    @property
-    def shared(self) -> bool:
-        return self.state in (State.SHARED, State.SHARED_EMPTY)
 
     # Bytes and descriptors
 
@@ -239,9 +296,11 @@ class ClientDisplay(Channel):
         """Take what one read brought; ``fds`` are owned by the channel from here on.
 
         The kernel ends a read at the byte that carries descriptors, so those of one read belong to
-        the first offer that is complete in it. Descriptors that no offer can claim are closed.
+        the first offer that is complete in it. Descriptors that no offer can claim are closed, and
+        so are all beyond the second: an offer with two is as bad as one with more.
         """
         self._arrived += fds
+        self._drop_arrived(2)
         messages = self._parse_all(data)
         if self._arrived and not self._may_be_offer():
             self._drop_arrived()
@@ -255,8 +314,11 @@ class ClientDisplay(Channel):
         if view[at] != shm.DESCRIPTOR_BYTE[0]:
             raise RemoteProtocolError(_OFFER, "descriptor", f"byte 0x{view[at]:02x} is not '@'")
         offer, self._awaited = self._awaited, None
-        self._claimed[offer.segment_id] = tuple(self._arrived)
-        self._arrived = []
+        if self._is_doomed(offer):
+            self._drop_arrived()
+        else:
+            self._claimed[offer.segment_id] = tuple(self._arrived)
+            self._arrived = []
         messages.append(offer)
         return at + 1
 
@@ -270,6 +332,10 @@ class ClientDisplay(Channel):
     def _unknown(self, number: int) -> None:
         if self.shareable and shm.FIRST_NUMBER <= number <= shm.LAST_NUMBER:
             raise RemoteProtocolError(f"display message {number}", "", "is unknown")
+        if self.shared and number in _DRAWING:
+            raise RemoteProtocolError(
+                f"display message {number}", "", f"not allowed in state {self.state.name}"
+            )
 
     def _may_be_offer(self) -> bool:
         """Whether what has not been parsed yet may be an offer that owns the descriptors."""
@@ -281,13 +347,16 @@ class ClientDisplay(Channel):
         return head is None or head[0] == ShmOffer.number
 
     def take_descriptors(self, segment_id: int) -> tuple[Descriptor, ...]:
-        """The descriptors that came with an offer, however many; the caller owns them now."""
+        """The descriptors that came with an offer; two stand for any greater number.
+
+        The caller owns them now.
+        """
         return self._claimed.pop(segment_id, ())
 
-    def _drop_arrived(self) -> None:
-        for descriptor in self._arrived:
+    def _drop_arrived(self, keep: int = 0) -> None:
+        for descriptor in self._arrived[keep:]:
             descriptor.close()
-        self._arrived = []
+        del self._arrived[keep:]
 
     def close(self) -> None:
         super().close()
@@ -308,10 +377,13 @@ class ClientDisplay(Channel):
             (not self._token_fits(offer), "token"),
             (offer.handle == shm.HANDLE_DESCRIPTOR and bool(offer.name), "name"),
             (not _is_text(offer.name), "name"),
-            (any(o.offer.credits != offer.credits for o in self.segments.values()), "credits"),
-            (len(self.segments) > MAX_SEGMENTS, "segment_id"),
+            (self._offered_credits not in (0, offer.credits), "credits"),
+            (self._is_doomed(offer), "segment_id"),
         )
         return next((name for wrong, name in checks if wrong), None)
+
+    def _is_doomed(self, offer: ShmOffer) -> bool:
+        return any(offer is other for other in self._doomed)
 
     def _token_fits(self, offer: ShmOffer) -> bool:
         if offer.token_size == 0:
@@ -339,12 +411,23 @@ class ClientDisplay(Channel):
                 raise LocalProtocolError(_HANDLED, "serial", f"{message.serial} is not held")
             del self.leases[message.serial]
         elif isinstance(message, ShmReply):
-            segment = self.segments.get(message.segment_id)
-            if segment is None or segment.accepted is not None:
+            self._reply(message)
+
+    def _reply(self, reply: ShmReply) -> None:
+        segment = self.segments.get(reply.segment_id)
+        if segment is not None and segment.accepted is None:
+            segment.accepted = bool(reply.accepted)
+            self.credits = self.credits or reply.credits
+            if segment.withdrawn:
+                del self.segments[reply.segment_id]
+        else:
+            doomed = [o for o in self._doomed if o.segment_id == reply.segment_id]
+            if not doomed:
                 raise LocalProtocolError(_REPLY, "segment_id", "nothing to answer")
-            segment.accepted = bool(message.accepted)
-            self._refused |= not message.accepted
-            self.credits = self.credits or message.credits
+            if reply.accepted:
+                raise LocalProtocolError(_REPLY, "segment_id", "is none that can be accepted")
+            self._doomed = [o for o in self._doomed if o is not doomed[0]]
+        self._refused |= not reply.accepted
 
     def _check_received(self, message: Message) -> None:
         super()._check_received(message)
@@ -355,36 +438,45 @@ class ClientDisplay(Channel):
         elif isinstance(message, SurfaceCreateShm):
             self._check_create(message)
         elif isinstance(message, SurfaceCreate):
-            self._check_ordinary()
-        elif isinstance(message, SurfaceDestroy) and self.shared:
-            self._check_destroy(message)
+            self._check_ordinary(message)
         elif isinstance(message, ShmWithdraw):
             self._check_withdraw(message)
-
-    def _check_destroy(self, destroy: SurfaceDestroy) -> None:
-        if self.surface is None or destroy.surface_id != self.surface.surface_id:
-            raise RemoteProtocolError(destroy.title, "surface_id", "is not the primary surface")
-        self.surface = None
+        else:
+            self._note_surface(message, RemoteProtocolError)
+            if isinstance(message, SurfaceDestroy) and self.shared:
+                self.surface = None
 
     def _check_withdraw(self, withdraw: ShmWithdraw) -> None:
-        if self.segments.pop(withdraw.segment_id, None) is None:
+        """An offer that is still to be answered is remembered for that: its reply is awaited."""
+        if not self._in_use.get(withdraw.segment_id):
             raise RemoteProtocolError(withdraw.title, "segment_id", "is not in use")
+        self._in_use[withdraw.segment_id] = False
+        segment = self.segments.get(withdraw.segment_id)
+        if segment is not None and segment.accepted is None:
+            segment.withdrawn = True
+        elif segment is not None:
+            del self.segments[withdraw.segment_id]
 
     def _check_offer(self, offer: ShmOffer) -> None:
         if not self.shareable:
             raise RemoteProtocolError(_OFFER, "", "came without the capability")
-        if offer.segment_id in self._used_ids:
-            raise RemoteProtocolError(_OFFER, "segment_id", f"{offer.segment_id} was used before")
-        self._used_ids.add(offer.segment_id)
-        self.segments[offer.segment_id] = OfferedSegment(offer)
+        self._offered_later |= self.shared
+        self._offered_credits = self._offered_credits or offer.credits
+        if offer.segment_id in self._in_use:
+            self._doomed.append(offer)
+            return
+        self._in_use[offer.segment_id] = True
+        if len(self.segments) == MAX_SEGMENTS:
+            self._doomed.append(offer)
+        else:
+            self.segments[offer.segment_id] = OfferedSegment(offer)
 
     def _check_create(self, create: SurfaceCreateShm) -> None:
-        if self._refused and self.state is State.OFFERED:
-            raise RemoteProtocolError(_CREATE, "", "came although an offer was refused")
+        if self.state is State.OFFERED and (self._refused or self.undecided or self._doomed):
+            raise RemoteProtocolError(_CREATE, "", "came although not every offer was accepted")
+        self._note_surface(create, RemoteProtocolError)
         if create.mode != shm.MODE_LEASED:
             raise RemoteProtocolError(_CREATE, "mode", "in place was not asked for")
-        if create.surface_id != 0:
-            raise RemoteProtocolError(_CREATE, "surface_id", "the primary surface is 0")
         if create.stride < create.width * 4 or create.stride % 4:
             raise RemoteProtocolError(
                 _CREATE, "stride", f"{create.stride} for {create.width} pixels"
@@ -393,12 +485,17 @@ class ClientDisplay(Channel):
         self._check_place(_CREATE, create.segment_id, create.shm_offset, surface)
         self.surface = surface
 
-    def _check_ordinary(self) -> None:
-        if self.state is State.SHARED_EMPTY and not self._refused:
-            raise RemoteProtocolError("display.surface_create", "", "came in shared memory mode")
-        if self.state is State.SHARED_EMPTY or self.state is State.OFFERED:
-            self.surface = None
-            self.segments.clear()
+    def _check_ordinary(self, create: SurfaceCreate) -> None:
+        if self.state is State.SHARED_EMPTY and not self._offered_later:
+            raise RemoteProtocolError(create.title, "", "came in shared memory mode")
+        if self.state is State.OFFERED and (self.undecided or self._doomed):
+            raise RemoteProtocolError(create.title, "", "came before every offer was answered")
+        self._note_surface(create, RemoteProtocolError)
+        # Segments count no more; offers that are still to be answered are answered all the same.
+        for segment_id, segment in list(self.segments.items()):
+            segment.withdrawn = True
+            if segment.accepted is not None:
+                del self.segments[segment_id]
 
     def _check_damage(self, damage: ShmDamage) -> None:
         surface = self.surface
@@ -422,7 +519,7 @@ class ClientDisplay(Channel):
 
     def _check_place(self, name: str, segment_id: int, offset: int, surface: SharedSurface) -> None:
         segment = self.segments.get(segment_id)
-        if segment is None or not segment.accepted:
+        if segment is None or not segment.accepted or segment.withdrawn:
             raise RemoteProtocolError(name, "segment_id", f"{segment_id} is not accepted")
         if offset % 4 or not segment.holds(offset, surface.size):
             raise RemoteProtocolError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple, NoReturn
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import (
@@ -289,11 +289,12 @@ class ClientLink(_Link):
     def _encrypt(self, der: bytes) -> bytes:
         try:
             key = load_der_public_key(der)
-        except (ValueError, UnsupportedAlgorithm) as error:
+            if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 8 * TICKET_SIZE:
+                raise RemoteProtocolError("link_reply", "pub_key", "is no RSA key of 1024 bits")
+            # What loads may still be no key: an even modulus is found out here.
+            return key.encrypt(self._password + b"\0", _OAEP)
+        except (ValueError, UnsupportedAlgorithm, InternalError) as error:
             raise RemoteProtocolError("link_reply", "pub_key", str(error)[:100]) from None
-        if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 8 * TICKET_SIZE:
-            raise RemoteProtocolError("link_reply", "pub_key", "is no RSA key of 1024 bits")
-        return key.encrypt(self._password + b"\0", _OAEP)
 
 
 def _check(code: int, *, ticket: bool) -> None:

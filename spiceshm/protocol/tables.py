@@ -2,7 +2,8 @@
 
 ``TABLES[channel][state]`` maps a message class to the state that it leads to; what is not in it is
 not allowed. Messages of all channels (SET_ACK, PING, ...) are always allowed and change no state.
-What depends on numbers (credits, leases, segments) is checked in `display`, not here.
+What depends on numbers (credits, leases, segments) is checked in `display`, not here. So is which
+surface is the primary: in ordinary SPICE there may be others, which change no state.
 
 The server's messages alone move a display channel on once the client has sent INIT, so both ends
 agree on the state at every message of the server; a client's message may arrive when the server is
@@ -108,12 +109,12 @@ def _display() -> Table:
         },
         s.ORDINARY: {
             destroy: s.ORDINARY_EMPTY,
-            **_stay(s.ORDINARY, display.DrawCopy, reply, handled),
+            **_stay(s.ORDINARY, create, display.DrawCopy, reply, handled),
             **_stay(s.ORDINARY, *_DISPLAY_CLIENT, *_ANY_SURFACE),
         },
         s.ORDINARY_EMPTY: {
             create: s.ORDINARY,
-            **_stay(s.ORDINARY_EMPTY, reply, handled),
+            **_stay(s.ORDINARY_EMPTY, destroy, display.DrawCopy, reply, handled),
             **_stay(s.ORDINARY_EMPTY, *_DISPLAY_CLIENT, *_ANY_SURFACE),
         },
     }

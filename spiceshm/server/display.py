@@ -210,7 +210,7 @@ class Display:
         while True:
             for message in machine.receive_data(data):
                 if isinstance(message, main.MouseModeRequest):
-                    machine.send(main.MouseMode(_MOUSE_MODES, message.request_mode & _MOUSE_MODES))
+                    machine.send(main.MouseMode(_MOUSE_MODES, message.mode & _MOUSE_MODES))
             for part in machine.data_to_send():
                 stream.send(part.data)
             await stream.drain()

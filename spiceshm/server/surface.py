@@ -117,23 +117,26 @@ class Surface:
         Until that is done, and offered, and accepted, the readers share the buffers that there are.
         """
         self.credit_returned()
-        if self.pool.missing and not self._growing:
+        if self._missing() and not self._growing:
             self._growing = True
             self._nursery.start_soon(self._grow)
 
     async def _grow(self) -> None:
-        while not self._closed and (missing := self.pool.missing):
+        while missing := self._missing():
             try:
                 segment = await trio.to_thread.run_sync(self._new_segment, missing)
             except MemoryRefused as error:
                 log.warning("%d readers share too few buffers: %s", len(self.pool.readers), error)
                 break
-            if self._closed:
+            if not self._missing():  # those who wanted it are gone
                 segment.close()
                 break
             self.pool.add(segment)
             self._notify()
         self._growing = False
+
+    def _missing(self) -> int:
+        return 0 if self._closed else self.pool.missing
 
     def _new_segment(self, buffers: int) -> Segment:
         segment = Segment(buffers * self.pool.buffer_size)

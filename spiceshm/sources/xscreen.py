@@ -482,27 +482,32 @@ class XScreen:
     # segments
 
     def _attach(self, fd: int, size: int) -> int | None:
+        lib, ffi = self._xcb.xcffib.lib, self._xcb.ffi
         try:
             with self._lock:
                 self._check_alive()
                 shmseg: int = self._connection.generate_id()
-                cookie = self._xcb.ffi.new("xcb_void_cookie_t *")
-                cookie.sequence = self._send_attach(shmseg, fd)
-                lib = self._xcb.xcffib.lib
+                cookie = ffi.new("xcb_void_cookie_t *")
+                copy = os.dup(fd)
+                cookie.sequence = self._send_attach(shmseg, copy)
                 error = lib.xcb_request_check(self._connection._conn, cookie[0])
-                self._check_alive()
-                if error != self._xcb.ffi.NULL:
+                if lib.xcb_connection_has_error(self._connection._conn):
+                    _close_unsent(copy, fd)
+                    raise self._lost()
+                if error != ffi.NULL:
                     self._xcb.xcffib.c_free(error)
                     return None
                 self._segments[shmseg] = size
                 return shmseg
+        except self._xcb.xcffib.ConnectionException:
+            raise self._lost() from None
         finally:
             self._wake()
 
-    def _send_attach(self, shmseg: int, fd: int) -> int:
-        """Send AttachFd with a duplicate of ``fd``, writable; return the request's number.
+    def _send_attach(self, shmseg: int, copy: int) -> int:
+        """Send AttachFd, writable; return the request's number. libxcb closes ``copy``.
 
-        xcffib cannot send descriptors, hence the plain libxcb call. libxcb closes what it sends.
+        xcffib cannot send descriptors, hence the plain libxcb call.
         """
         ffi = self._xcb.ffi
         request = ffi.new("xcb_protocol_request_t *")
@@ -514,7 +519,7 @@ class XScreen:
         parts = ffi.new("struct iovec[4]")  # libxcb may write to the two in front of what it gets
         parts[2].iov_base = body
         parts[2].iov_len = 12
-        fds = ffi.new("int[1]", [os.dup(fd)])
+        fds = ffi.new("int[1]", [copy])
         checked = self._xcb.xcffib.lib.XCB_REQUEST_CHECKED
         sequence: int = self._xcb.lib.xcb_send_request_with_fds(
             self._connection._conn, checked, parts + 2, request, 1, fds
@@ -863,6 +868,16 @@ def _rects(reply: Any, width: int, height: int) -> list[Rect]:
 def _precedes(a: int, b: int) -> bool:
     """Whether request number ``a`` came before ``b``; numbers are 32 bit and wrap."""
     return (a - b) & 0xFFFFFFFF >= 0x80000000
+
+
+def _close_unsent(copy: int, original: int) -> None:
+    """Close a descriptor that libxcb forgot, as it does if the connection ends before it is sent.
+
+    Where libxcb has closed it, the number is free or names something else by now.
+    """
+    with contextlib.suppress(OSError):
+        if os.path.sameopenfile(copy, original):
+            os.close(copy)
 
 
 @cache

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import os
 import socket
 import struct
 from collections import deque

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from construct import GreedyBytes, If, Int8ul, Int16sl, Int16ul, Int64ul, Struct
 
 from .message import As, Message, Record, Sender, empty, message, record
+from .types import Held
 
 FLAG_NONE = 1
 FLAG_CACHE_ME = 2
 FLAG_FROM_CACHE = 4
+TYPE_ALPHA = 0
+TYPE_MONO = 1
+TYPE_COLOR32 = 6
 
 
 @record
@@ -31,6 +37,18 @@ class CursorHeader(Record):
     hot_spot_y: int
 
 
+def _needed(ctx: Any) -> int:
+    """Least bytes of a shape's data; 0 for the types that nobody sends any more."""
+    header: CursorHeader | None = ctx.header
+    if header is None or ctx.flags & FLAG_FROM_CACHE:
+        return 0
+    pixels = header.width * header.height * 4
+    mask = (header.width + 7) // 8 * header.height
+    return {TYPE_ALPHA: pixels, TYPE_MONO: 2 * mask, TYPE_COLOR32: pixels + mask}.get(
+        header.type, 0
+    )
+
+
 @record
 class Cursor(Record):
     """``SpiceCursor``: no header and no data with FLAG_NONE; no data with FLAG_FROM_CACHE."""
@@ -38,7 +56,7 @@ class Cursor(Record):
     layout = Struct(
         "flags" / Int16ul,
         "header" / If(lambda ctx: not ctx.flags & FLAG_NONE, As(CursorHeader)),
-        "data" / GreedyBytes,
+        "data" / Held(GreedyBytes, lambda data, ctx: len(data) >= _needed(ctx), "all of the shape"),
     )
     flags: int
     header: CursorHeader | None = None
@@ -100,8 +118,8 @@ class CursorTrail(Message):
 
 @message("cursor", Sender.SERVER, 107)
 class CursorInvalOne(Message):
-    layout = Struct("cursor_id" / Int64ul)
-    cursor_id: int
+    layout = Struct("id" / Int64ul)
+    id: int
 
 
 @message("cursor", Sender.SERVER, 108)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from construct import (
     Array,
     Bytes,
@@ -21,7 +23,19 @@ from construct import (
 )
 
 from .message import As, Message, Record, Sender, empty, message, record
-from .types import MAX_SIDE, Clip, ImageType, Point, Rect, Tuple, between, counted
+from .types import (
+    MAX_SIDE,
+    BitmapFormat,
+    Clip,
+    Held,
+    ImageType,
+    Point,
+    Rect,
+    Tuple,
+    between,
+    counted,
+    one_of,
+)
 
 SURFACE_FLAG_PRIMARY = 1
 ROP_PUT = 8
@@ -40,6 +54,10 @@ class Reset(Message):
     layout = empty()
 
 
+def _holds_line(stride: int, ctx: Any) -> bool:
+    return ctx.format not in (BitmapFormat.XRGB, BitmapFormat.ARGB) or stride >= ctx.x * 4
+
+
 @record
 class Bitmap(Record):
     """``SpiceBitmap`` without a palette: raw lines of ``stride`` bytes, ``y`` of them."""
@@ -49,7 +67,7 @@ class Bitmap(Record):
         "flags" / Int8ul,
         "x" / between(Int32ul, 1, MAX_SIDE),
         "y" / between(Int32ul, 1, MAX_SIDE),
-        "stride" / between(Int32ul, 1, MAX_SIDE * 4),
+        "stride" / Held(between(Int32ul, 1, MAX_SIDE * 4), _holds_line, "a whole line"),
         "palette" / Default(Int32ul, 0),
         "data" / Bytes(this.stride * this.y),
     )
@@ -94,10 +112,14 @@ class QMask(Record):
 NO_MASK = QMask(0, Point(0, 0), 0)
 
 
-def _image_offset(ctx: object) -> int:
+def _image_offset(ctx: Any) -> int:
     """Where the image of a DRAW_COPY lies that we build: right behind the mask."""
-    clip = getattr(ctx, "clip", None)
-    return 57 if clip is None else 57 + 4 + 16 * len(clip)
+    return 57 if ctx.clip is None else 57 + 4 + 16 * len(ctx.clip)
+
+
+_IMAGE_POINTER = Held(
+    Int32ul, lambda at, ctx: at >= _image_offset(ctx), "a place behind the fixed part"
+)
 
 
 @message("display", Sender.SERVER, 304)
@@ -108,7 +130,7 @@ class DrawCopy(Message):
         "surface_id" / Int32ul,
         "box" / As(Rect),
         "clip" / Clip(),
-        "src_bitmap" / Rebuild(Int32ul, _image_offset),
+        "src_bitmap" / Rebuild(_IMAGE_POINTER, _image_offset),
         "src_area" / As(Rect),
         "rop_descriptor" / Int16ul,
         "scale_mode" / Int8ul,
@@ -129,13 +151,16 @@ class DrawCopy(Message):
 
 @message("display", Sender.SERVER, 314)
 class SurfaceCreate(Message):
-    """A surface in ordinary SPICE; the client keeps its pixels. ``format``: `SurfaceFormat`."""
+    """A surface in ordinary SPICE; the client keeps its pixels.
+
+    ``format`` is any of SPICE's, off-screen surfaces have them all; `SurfaceFormat` has ours.
+    """
 
     layout = Struct(
         "surface_id" / Int32ul,
         "width" / between(Int32ul, 1, MAX_SIDE),
         "height" / between(Int32ul, 1, MAX_SIDE),
-        "format" / Int32ul,
+        "format" / one_of(Int32ul, 1, 8, 16, 32, 80, 96),
         "flags" / Int32ul,
     )
     surface_id: int

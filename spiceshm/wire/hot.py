@@ -8,6 +8,7 @@ and also the judge: whatever is not plainly well formed is handed to it, and its
 from __future__ import annotations
 
 from struct import Struct
+from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
 import construct
@@ -67,22 +68,26 @@ def parse_damage(body: bytes | memoryview) -> ShmDamage:
 
 
 def pack_damage(message: ShmDamage) -> bytes:
-    """Equal to ``message.packed``."""
+    """Equal to ``message.packed``, also in what it raises."""
     n = len(message.rects)
-    if not 1 <= n <= MAX_RECTS:
+    try:
+        head = _DAMAGE.pack(
+            message.surface_id,
+            message.segment_id,
+            message.shm_offset,
+            message.serial,
+            message.published,
+            message.flags,
+            0,
+            n,
+            0,
+        )
+        rects = np.ascontiguousarray(message.rects, "<i4").tobytes()
+    except (StructError, OverflowError):
         return message.packed
-    head = _DAMAGE.pack(
-        message.surface_id,
-        message.segment_id,
-        message.shm_offset,
-        message.serial,
-        message.published,
-        message.flags,
-        0,
-        n,
-        0,
-    )
-    return head + np.ascontiguousarray(message.rects, "<i4").tobytes()
+    if not 1 <= n <= MAX_RECTS or len(rects) != 16 * n:
+        return message.packed
+    return head + rects
 
 
 def parse_handled(body: bytes | memoryview) -> ShmDamageHandled:
@@ -97,8 +102,11 @@ def parse_handled(body: bytes | memoryview) -> ShmDamageHandled:
 
 
 def pack_handled(message: ShmDamageHandled) -> bytes:
-    """Equal to ``message.packed``."""
-    return _HANDLED.pack(message.surface_id, 0, message.serial)
+    """Equal to ``message.packed``, also in what it raises."""
+    try:
+        return _HANDLED.pack(message.surface_id, 0, message.serial)
+    except StructError:
+        return message.packed
 
 
 def parse(kind: type[Message], body: bytes | memoryview) -> Message:

@@ -56,8 +56,8 @@ class ClientKeyModifiers(Message):
 class KeyScancode(Message):
     """Raw scan code bytes, if the server has the capability KEY_SCANCODE."""
 
-    layout = Struct("code" / GreedyBytes)
-    code: bytes
+    layout = Struct("data" / GreedyBytes)
+    data: bytes
 
 
 @message("inputs", Sender.CLIENT, 111)

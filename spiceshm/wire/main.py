@@ -118,8 +118,8 @@ class AttachChannels(Message):
 
 @message("main", Sender.CLIENT, 105)
 class MouseModeRequest(Message):
-    layout = Struct("request_mode" / Int16ul)
-    request_mode: int
+    layout = Struct("mode" / Int16ul)
+    mode: int
 
 
 @message("main", Sender.CLIENT, 106)

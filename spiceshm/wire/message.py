@@ -60,7 +60,7 @@ class Record:
         """The bytes of the body, little endian. Raises LocalProtocolError for a bad value."""
         try:
             built: bytes = self.layout.build(self._values())
-        except (ConstructError, OverflowError) as error:
+        except (ConstructError, OverflowError, ValueError) as error:
             raise LocalProtocolError(self.title, *_explain(error)) from None
         return built
 

@@ -67,7 +67,7 @@ class ShmOffer(Message):
         "size" / Int64ul,
         "token_offset" / Int64ul,
         "token_size" / Int32ul,
-        "name_size" / Rebuild(between(Int32ul, 0, MAX_NAME), len_(this.name)),
+        "name_size" / Rebuild(Int32ul, len_(this.name)),
         "name" / Bytes(this.name_size),
     )
     magic: bytes

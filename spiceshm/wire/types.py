@@ -11,7 +11,7 @@ from construct import (
     Array,
     Bytes,
     Construct,
-    IfThenElse,
+    If,
     Int8ul,
     Int32sl,
     Int32ul,
@@ -22,7 +22,7 @@ from construct import (
     this,
 )
 
-from .message import Record, record
+from .message import As, Record, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +149,27 @@ class Limited(Adapter):  # type: ignore[misc]
     _encode = _decode
 
 
+class Held(Adapter):  # type: ignore[misc]
+    """A field that must fit the fields before it: ``fits(value, context)``, ``accepts`` in words.
+
+    Only what a peer sent is held against it; what we build fits by itself.
+    """
+
+    def __init__(self, kind: Construct, fits: Callable[[Any, Any], bool], accepts: str) -> None:
+        super().__init__(kind)
+        self._fits = fits
+        self._accepts = accepts
+
+    def _decode(self, obj: Any, context: Any, path: str) -> Any:
+        if not self._fits(obj, context):
+            shown = f"{len(obj)} bytes" if isinstance(obj, bytes) else obj
+            raise ValidationError(f"{shown}: not {self._accepts}", path=path)
+        return obj
+
+    def _encode(self, obj: Any, context: Any, path: str) -> Any:
+        return obj
+
+
 def between(kind: Construct, low: int, high: int) -> Construct:
     """An integer field that must lie in ``low``..``high``, both included."""
     return Limited(kind, lambda value: low <= value <= high, f"in {low}..{high}")
@@ -220,22 +241,29 @@ class Point(Record):
     y: int
 
 
+@record
+class ClipRects(Record):
+    """``SpiceClipRects``: ``rects`` as in `Rects`, at most 65536 of them."""
+
+    layout = Struct(
+        "num_rects" / Rebuild(between(Int32ul, 0, 65536), lambda ctx: len(ctx.rects)),
+        "rects" / Rects(this.num_rects),
+    )
+    rects: NDArray[np.int32]
+
+
 class Clip(Adapter):  # type: ignore[misc]
-    """``SpiceClip``: None, or an array (n, 4) of int32 as in `Rects`, at most 65536 of them."""
+    """``SpiceClip``: None, or the array of a `ClipRects`."""
 
     def __init__(self) -> None:
-        some = Struct(
-            "n" / Rebuild(between(Int32ul, 0, 65536), lambda ctx: len(ctx.rects)),
-            "rects" / Rects(this.n),
-        )
         super().__init__(
-            Struct("type" / one_of(Int8ul, 0, 1), "some" / IfThenElse(this.type, some, Struct()))
+            Struct("type" / one_of(Int8ul, 0, 1), "rects" / If(this.type, As(ClipRects)))
         )
 
     def _decode(self, obj: Any, context: Any, path: str) -> NDArray[np.int32] | None:
-        return obj.some.rects if obj.type else None
+        return obj.rects.rects if obj.type else None
 
     def _encode(self, obj: Any, context: Any, path: str) -> dict[str, Any]:
         if obj is None:
-            return {"type": 0, "some": {}}
-        return {"type": 1, "some": {"rects": np.asarray(obj).reshape(-1, 4)}}
+            return {"type": 0, "rects": None}
+        return {"type": 1, "rects": ClipRects(obj)}
