@@ -195,9 +195,7 @@ def serving(
         if at is None and runtime is None and "--listen" not in arguments:
             at = f"unix:{stack.enter_context(short_directory())}/s"
         listen = ("--listen", at) if at else ()
-        server = stack.enter_context(
-            Server(*listen, *arguments, prelude=prelude, runtime=runtime)
-        )
+        server = stack.enter_context(Server(*listen, *arguments, prelude=prelude, runtime=runtime))
         yield server
         if server.status is None:
             server.send(signal.SIGTERM)

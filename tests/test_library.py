@@ -1,4 +1,4 @@
-"""The library's two ends on a real socket: frames, leases and views, mode changes, ordinary SPICE."""
+"""The library's two ends on a real socket: frames, leases, views, mode changes, both kinds."""
 
 from __future__ import annotations
 

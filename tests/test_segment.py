@@ -79,7 +79,7 @@ def test_nobody_maps_it_writable_again() -> None:
 
 
 def test_it_stays_out_of_core_dumps() -> None:
-    with sealed() as segment:
+    with sealed():
         flags = []
         with open("/proc/self/smaps") as smaps:
             ours = False

@@ -98,7 +98,7 @@ class Viewer:
         raise trio.TooSlowError(f"the hand-shake took longer than {HANDSHAKE_S:g} s")
 
     def published(self) -> None:
-        """A new frame, surface or segment is there. Never raises: a broken client ends by itself."""
+        """A new frame, surface or segment is there. Never raises: a broken one ends by itself."""
         try:
             self._pump()
         except Disconnected as error:
