@@ -87,7 +87,8 @@ class Program:
     """A Python process that is killed, if nothing else ended it, when the block ends."""
 
     def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        self._last_words = ""
         self.process = subprocess.Popen(
             command,
             bufsize=0,
@@ -117,8 +118,9 @@ class Program:
     @property
     def errors(self) -> str:
         """All that it has said on stderr so far."""
-        size = os.fstat(self._errors.fileno()).st_size
-        return os.pread(self._errors.fileno(), size, 0).decode()
+        if self._errors < 0:
+            return self._last_words
+        return os.pread(self._errors, os.fstat(self._errors).st_size, 0).decode()
 
     @property
     def status(self) -> int | None:
@@ -144,8 +146,9 @@ class Program:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        self.last_words = self.errors
-        self._errors.close()
+        self._last_words = self.errors
+        os.close(self._errors)
+        self._errors = -1
 
 
 def script(source: str, *arguments: str, prelude: str = "") -> Program:

@@ -112,6 +112,35 @@ async def test_a_slow_reader_gets_the_newest_with_all_it_missed(address: str, sh
 
 
 @pytest.mark.parametrize("shm", SHM)
+async def test_who_looks_again_after_a_while_sees_what_is_there_now(
+    address: str, shm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_display, "STALE_S", 0.0)
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        for step in range(1, 4):
+            surface.draw(picture(step))
+            await trio.testing.wait_all_tasks_blocked()
+        frame = await next_frame(remote)
+        assert np.array_equal(rgb(frame.pixels), rgb(picture(3)))
+        assert frame.full
+        assert frame.rects.tolist()[-1] == [0, 0, HEIGHT, WIDTH]
+        surface.draw(picture(4))
+        second = await next_frame(remote)
+        assert np.array_equal(rgb(second.pixels), rgb(picture(4)))
+
+
+async def test_a_still_picture_can_be_looked_at_again(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_display, "STALE_S", 0.0)
+    async with both_ends(address) as (_, surface, remote):
+        frame = await next_frame(remote)
+        assert np.array_equal(rgb(frame.pixels), rgb(picture(0)))
+        assert frame.serial == surface.serial
+        assert not frame.pixels.flags.writeable
+
+
+@pytest.mark.parametrize("shm", SHM)
 async def test_the_surface_changes_its_size(address: str, shm: str) -> None:
     async with both_ends(address, shm=shm) as (display, _, remote):
         held = (await next_frame(remote)).pixels

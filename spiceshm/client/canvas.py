@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from ..errors import RemoteProtocolError
 from ..wire.display import BITMAP_TOP_DOWN, Bitmap, DrawCopy
 from ..wire.types import BitmapFormat
+from .frame import page_aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from ..region import Rect
 
 _DRAW = "display.draw_copy"
-
-
-def page_aligned(height: int, width: int) -> NDArray[np.uint8]:
-    """Zeroed (height, width, 4) uint8 that begins on a page.
-
-    Not ``np.zeros``: at its offset of 16 bytes some processors copy rows from shared memory ten
-    times slower.
-    """
-    memory = mmap.mmap(-1, width * height * 4)
-    return np.frombuffer(memory, np.uint8).reshape(height, width, 4)
 
 
 class Canvas:

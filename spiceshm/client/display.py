@@ -34,8 +34,8 @@ from ..transport import Address, Stream, default_address, open_stream, parse_add
 from ..wire import Message, Sender, display, main, shm
 from ..wire.shm import ShmDamage, ShmOffer
 from ..wire.types import ChannelType, DisplayCap
-from .canvas import Canvas, page_aligned
-from .frame import Frame, Lease
+from .canvas import Canvas
+from .frame import Frame, Lease, page_aligned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiceshm.client")
 
 HANDSHAKE_S = 10.0
+STALE_S = 0.01
+ANSWER_S = 0.05
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
 CREDITS = 8
@@ -245,10 +247,8 @@ class RemoteDisplay:
     def _offer_frame(self, frame: Frame) -> None:
         """Make it the one that is given next; what nobody looked at only adds its damage."""
         self.pixel_bytes += _area(frame.rects) * 4
-        missed = self._pending
-        if missed is not None and not frame.full:
-            frame.rects = np.vstack([missed.rects, frame.rects])
-            frame.full = missed.full
+        if self._pending is not None:
+            frame.add_missed(self._pending)
         self._drop_pending()
         self._pending = frame
         self._arrived.set()
@@ -266,11 +266,32 @@ class RemoteDisplay:
                 self._given.release()
                 self._given = None
             self._flush()
+        if self._pending is not None and self._pending.waited > STALE_S and self.shared:
+            await self._refresh()
         while self._pending is None:
             await self._wait_unless_held()
         frame, self._pending = self._pending, None
         self._given = frame
         return frame
+
+    async def _refresh(self) -> None:
+        """Exchange a frame that nobody asked for in time for the newest one.
+
+        While it lay here its credit was used, so the server could not send a newer one; given back,
+        the server answers at once if it has any. If not, a copy of the old one is the newest.
+        """
+        old = self._pending
+        assert old is not None
+        copy = old.private()
+        self._drop_pending()
+        self._flush()
+        with trio.move_on_after(ANSWER_S):
+            while self._pending is None:
+                await self._wait()
+        if self._pending is None:
+            self._pending = copy
+        else:
+            self._pending.add_missed(copy)
 
     async def _wait_unless_held(self) -> None:
         """Wait for a frame; not for ever where the program's own views are what prevents it."""

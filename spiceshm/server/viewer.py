@@ -153,8 +153,8 @@ class Viewer:
             return
         if self._may_share():
             self._offer(surface.pool)
-            if self._machine.undecided:
-                return
+        if self._machine.undecided:
+            return
         if self._may_share() and self._machine.segments:
             self._begin_shared(surface)
         else:

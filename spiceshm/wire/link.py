@@ -33,7 +33,8 @@ def _capabilities(fixed: int) -> tuple[Any, ...]:
     return (
         "num_common_caps" / count("common_caps"),
         "num_channel_caps" / count("channel_caps"),
-        "caps_offset" / Rebuild(Int32ul, lambda _: fixed),
+        # A reply that is an error is all zero behind it.
+        "caps_offset" / Rebuild(Int32ul, lambda ctx: 0 if ctx.get("error") else fixed),
         "start" / If(any_words, Seek(this.caps_offset)),
         Check(lambda ctx: ctx.caps_offset >= fixed or not any_words(ctx)),
         "common_caps" / Tuple(Array(this.num_common_caps, Int32ul)),

@@ -1,0 +1,79 @@
+"""The test pattern: its damage is honest, and its stamp tells a torn frame from a whole one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spiceshm import region
+from spiceshm.sources.pattern import TORN, Pattern, read_stamp
+
+SIZES = [(1920, 1080), (641, 479), (64, 48), (5, 5), (3, 7), (1, 1), (1, 300), (300, 1)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("full", [False, True])
+def test_damage_is_what_changes(width: int, height: int, full: bool) -> None:
+    pattern = Pattern(width, height, full=full)
+    before = np.zeros((height, width, 4), np.uint8)
+    pattern.paint(before, 0)
+    for number in range(1, 30):
+        after = before.copy()
+        pattern.paint(after, number)
+        damage = region.from_damage(pattern.damage(number), width, height)
+        outside = np.ones((height, width), bool)
+        for top, left, bottom, right in damage:
+            outside[top:bottom, left:right] = False
+        assert np.array_equal(before[outside], after[outside])
+        assert width < 4 or not np.array_equal(before, after)
+        assert full or width * height < 10_000 or region.area(damage) < width * height / 8
+        before = after
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_frame_is_the_same_however_one_came_to_it(full: bool) -> None:
+    """Frame n painted over n - 1, as a server does, is frame n painted by one that starts anew."""
+    pattern = Pattern(200, 150, full=full)
+    pixels = np.zeros((150, 200, 4), np.uint8)
+    for number in range(10):
+        pattern.paint(pixels, number)
+    fresh = np.zeros((150, 200, 4), np.uint8)
+    fresh_pattern = Pattern(200, 150, full=full)
+    fresh_pattern.paint(fresh, 0)
+    fresh_pattern.paint(fresh, 9)
+    changed = np.zeros((150, 200), bool)
+    for number in (1, 9):
+        for top, left, bottom, right in fresh_pattern.damage(number):
+            changed[top:bottom, left:right] = True
+    assert np.array_equal(pixels[~changed], fresh[~changed])
+    assert np.array_equal(pixels[:, :2], fresh[:, :2])
+
+
+def test_the_stamp_is_read_back() -> None:
+    pattern = Pattern(64, 48)
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    for number in (0, 1, 255, 256, 70_000, 2**24 + 5):
+        pattern.paint(pixels, number)
+        assert read_stamp(pixels) == number % 2**24
+
+
+def test_one_row_of_another_frame_is_torn() -> None:
+    pattern = Pattern(64, 48)
+    old, new = (np.zeros((48, 64, 4), np.uint8) for _ in range(2))
+    pattern.paint(old, 0)
+    pattern.paint(new, 0)
+    pattern.paint(new, 1)
+    for rows in (slice(0, 1), slice(47, 48), slice(10, 30)):
+        torn = new.copy()
+        torn[rows] = old[rows]
+        assert read_stamp(torn) == TORN
+    right_half = new.copy()
+    right_half[:, 32:] = old[:, 32:]
+    assert read_stamp(right_half) == TORN
+
+
+def test_other_pictures_have_no_stamp() -> None:
+    assert read_stamp(np.zeros((48, 64, 4), np.uint8)) is None
+    assert read_stamp(np.zeros((48, 2, 4), np.uint8)) is None
+    noise = np.random.default_rng(1).integers(0, 255, (48, 64, 4), np.uint8)
+    assert read_stamp(noise) is None
