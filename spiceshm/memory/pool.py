@@ -104,6 +104,7 @@ class Pool:
         self.width = width
         self.height = height
         self.stride = width * 4
+        self.segments: list[Segment] = []
         self.buffers: list[Buffer] = []
         self.readers: set[Reader] = set()
         self.current: Buffer | None = None
@@ -116,13 +117,9 @@ class Pool:
         """Bytes that one buffer takes, whole pages."""
         return pages(self.stride * self.height)
 
-    @property
-    def segments(self) -> list[Segment]:
-        """The segments in use, each once."""
-        return list(dict.fromkeys(buffer.segment for buffer in self.buffers))
-
     def add(self, segment: Segment) -> None:
         """Cut a segment into as many buffers as fit; it belongs to the pool from here on."""
+        self.segments.append(segment)
         for offset in range(segment.first, segment.size - self.buffer_size + 1, self.buffer_size):
             pixels = segment.pixels(offset, self.width, self.height, self.stride)
             self.buffers.append(Buffer(segment, offset, pixels, self._everything()))

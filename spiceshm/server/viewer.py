@@ -139,8 +139,8 @@ class Viewer:
                 self._hide()
                 self._change(surface)
             if self._shown is not None:
-                if self._machine.shared:
-                    self._offer(self._shown.pool)  # it may have grown
+                if self._machine.shared and len(self._ids) < len(self._shown.pool.segments):
+                    self._offer(self._shown.pool)  # it has grown
                 self._send_frames(self._shown)
         for data, descriptors in self._machine.data_to_send():
             self._stream.send(data, descriptors)
