@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from spiceshm.errors import AddressError, ConnectError, Disconnected, ListenError
 from spiceshm.fds import Descriptor
@@ -868,6 +869,8 @@ async def test_flushing_goes_on_each_time_the_peer_falls_behind() -> None:
                 assert stream.pending
                 with trio.fail_after(30):
                     assert await trio.to_thread.run_sync(read_exactly, peer, len(data)) == data
+                    await trio.testing.wait_all_tasks_blocked()  # it rests while nothing is left
+                assert not stream.pending
             nursery.cancel_scope.cancel()
 
 

@@ -38,7 +38,10 @@ def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"{name} {__version__}")
     made.add_argument(
-        "-v", "--verbose", action="store_true", help="say more of what happens, on stderr"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say more of what happens, on stderr (SPICESHM_DEBUG=1: every message)",
     )
     return made
 
@@ -90,7 +93,7 @@ def _reason(error: Exception) -> str:
 def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[int]]) -> int:
     """Run a program's main under trio; every expected failure becomes one line and a status."""
     logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
+        level=_level(arguments),
         format=f"{name}: %(message)s",
         stream=sys.stderr,
     )
@@ -110,6 +113,12 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
         return _complain(
             name, Exception(f"{error.filename or ''} {_reason(error)}".strip()), FAILED
         )
+
+
+def _level(arguments: argparse.Namespace) -> int:
+    if os.environ.get("SPICESHM_DEBUG") == "1":
+        return logging.DEBUG  # with every message that goes in or out
+    return logging.INFO if arguments.verbose else logging.WARNING
 
 
 def _complain(name: str, error: Exception, status: int) -> int:

@@ -15,6 +15,7 @@ The display channel adds to it in `display`.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +49,9 @@ _LIMITS: dict[type[Message], int] = {
     shm.ShmReply: 16 + 2 * shm.MAX_TOKEN,
 }
 """Most bytes of a body where its channel's limit is too generous for a layout of no fixed size."""
+trace = logging.getLogger("spiceshm.trace")
+"""At level DEBUG: every message, ``<`` what came in and ``>`` what went out."""
+
 _FULL_HEADER_SIZE = DataHeader.layout.sizeof()
 
 
@@ -70,6 +74,7 @@ class Channel:
         self.state: State = START
         self.acks = _Acks()
         self._mini = mini
+        self._tracing = trace.isEnabledFor(logging.DEBUG)
         self._partial = bytearray()
         self._out = bytearray()
         self._out_parts: list[Outgoing] = []
@@ -163,6 +168,8 @@ class Channel:
         if state is None:
             raise RemoteProtocolError(kind.title, "", f"not allowed in state {self.state.name}")
         message = hot.parse(kind, body)
+        if self._tracing:
+            trace.debug("< %s", message)
         self._check_received(message)
         self.state = self._settle(state)
         self._answer(message)
@@ -209,6 +216,8 @@ class Channel:
             raise LocalProtocolError(message.title, "", f"not allowed in state {self.state.name}")
         body = hot.pack(message)
         self._check_sent(message)
+        if self._tracing:
+            trace.debug("> %s", message)
         self._out += self._header(message.number, len(body))
         self._out += body
         self.state = self._settle(state)
