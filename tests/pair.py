@@ -14,6 +14,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from spiceshm.fds import Descriptor
 from spiceshm.protocol import Channel, ClientDisplay, Outgoing, ServerDisplay, State
 from spiceshm.wire import MESSAGES, Message, display, shm, types
@@ -194,7 +196,9 @@ def a_descriptor() -> Descriptor:
     return Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
-def offer_of(segment_id: int, *, credits: int = 2, handle: int = 1, size: int = SIZE) -> shm.ShmOffer:
+def offer_of(
+    segment_id: int, *, credits: int = 2, handle: int = 1, size: int = SIZE
+) -> shm.ShmOffer:
     return shm.ShmOffer(
         shm.OFFER_MAGIC,
         shm.OFFER_VERSION,
@@ -228,7 +232,7 @@ def damage(
     flags: int = 0,
 ) -> shm.ShmDamage:
     """Damage of the whole surface where no rectangle is given."""
-    array = rect_array(rects or ((0, 0, HEIGHT, WIDTH),))
+    array = np.array(rects or ((0, 0, HEIGHT, WIDTH),), "<i4")
     return shm.ShmDamage(surface_id, segment_id, offset, serial, 0, flags, array)
 
 
@@ -237,9 +241,7 @@ def draw(surface_id: int = 0) -> display.DrawCopy:
     box = types.Rect(0, 0, 1, 1)
     bitmap = display.Bitmap(types.BitmapFormat.XRGB, display.BITMAP_TOP_DOWN, 1, 1, 4, b"\1\2\3\0")
     image = display.Image(0, types.ImageType.BITMAP, 0, 1, 1, bitmap)
-    return display.DrawCopy(
-        surface_id, box, None, box, display.ROP_PUT, 0, display.NO_MASK, image
-    )
+    return display.DrawCopy(surface_id, box, None, box, display.ROP_PUT, 0, display.NO_MASK, image)
 
 
 def at(
@@ -278,12 +280,6 @@ def at(
     if state is State.ORDINARY_EMPTY:
         pair.server_sends(display.SurfaceDestroy(0))
     return pair
-
-
-def rect_array(rects: object) -> object:
-    import numpy as np
-
-    return np.array(rects, "<i4").reshape(-1, 4)
 
 
 def examples() -> dict[type[Message], list[Message]]:

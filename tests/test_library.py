@@ -176,6 +176,28 @@ async def test_a_view_keeps_its_frame(address: str) -> None:
         assert np.array_equal(rgb(frame.pixels), rgb(picture(9)))
 
 
+async def test_more_credits_hold_more_frames(address: str) -> None:
+    """Three frames kept while a fourth, fifth, ... come and go: the pool has grown for it."""
+    async with both_ends(address, credits=4) as (_, surface, remote):
+        kept = []
+        for step in range(1, 30):
+            frame = await until(remote, picture(step - 1))
+            if step <= 3:
+                kept.append((frame.pixels, picture(step - 1)))
+            surface.draw(picture(step))
+        for pixels, truth in kept:
+            assert np.array_equal(rgb(pixels), rgb(truth))
+        assert remote.shared
+        del pixels, kept
+
+
+async def test_credits_are_bounded(address: str) -> None:
+    for credits in (0, 9):
+        with pytest.raises(ValueError, match="not 1 to 8"):
+            async with spiceshm.connect(address, credits=credits):
+                pass
+
+
 async def test_the_last_view_may_die_on_another_thread(address: str) -> None:
     async with both_ends(address) as (_, surface, remote):
         views = [(await next_frame(remote)).pixels[:5]]

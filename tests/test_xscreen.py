@@ -772,7 +772,7 @@ async def test_closing_lets_a_thread_go_that_attaches() -> None:
                 nursery.start_soon(attacher)
                 while not screen._lock.locked():
                     await trio.lowlevel.checkpoint()
-                await trio.to_thread.run_sync(screen.close)
+                screen.close()
 
 
 # size

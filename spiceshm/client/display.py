@@ -32,7 +32,7 @@ from ..nursery import open_nursery
 from ..protocol import Channel, ClientDisplay, ClientLink
 from ..transport import Address, Stream, default_address, open_stream, parse_address
 from ..wire import Message, Sender, display, main, shm
-from ..wire.shm import ShmDamage, ShmOffer
+from ..wire.shm import MAX_CREDITS, ShmDamage, ShmOffer
 from ..wire.types import ChannelType, DisplayCap
 from .canvas import Canvas
 from .frame import Frame, Lease, page_aligned
@@ -49,8 +49,6 @@ STALE_S = 0.01
 ANSWER_S = 0.05
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
-CREDITS = 8
-"""Most frames that we would hold at once; the server's offer decides."""
 
 _COMPRESSION_OFF = 1
 Sharing = Literal["auto", "off", "require"]
@@ -59,7 +57,7 @@ Sharing = Literal["auto", "off", "require"]
 class RemoteDisplay:
     """A display that somebody else draws; made by `connect`."""
 
-    def __init__(self, address: Address, shm_wish: Sharing) -> None:
+    def __init__(self, address: Address, shm_wish: Sharing, credits: int) -> None:
         self.address = address
         self.width = 0
         """Pixels; changes when the server changes its mode."""
@@ -71,6 +69,7 @@ class RemoteDisplay:
         self.pixel_bytes = 0
         """Bytes of pixels that the frames so far said had changed."""
         self._wish = shm_wish
+        self._credits = credits
         self._stream: Stream | None = None
         self._machine = ClientDisplay()
         self._segments: dict[int, MappedSegment] = {}
@@ -199,7 +198,7 @@ class RemoteDisplay:
                 descriptor.close()
         self._segments[offer.segment_id] = segment
         self.segment_bytes += segment.size
-        self._machine.accept(offer, segment.token, min(CREDITS, offer.credits))
+        self._machine.accept(offer, segment.token, min(self._credits, offer.credits))
 
     def _damage(self, damage: ShmDamage) -> None:
         surface = self._machine.surface
@@ -380,24 +379,29 @@ def _area(rects: NDArray[np.int32]) -> int:
 
 @contextlib.asynccontextmanager
 async def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto"
+    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 1
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server and look at its display.
 
     ``address`` is ``unix:/path``, ``unix:@name``, ``tcp:host:port``, ``spice://host:port`` or
     ``spice+unix:///path``; None is the default of `spiceshm.serve`. ``shm`` "auto" shares memory if
-    the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared. The
-    first complete picture is there when the block begins.
+    the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared.
+    ``credits``, 1 to 8, is how many frames you may hold at once in shared memory. The first
+    complete picture is there when the block begins.
 
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
     RemoteProtocolError, Disconnected.
     """
+    if not 1 <= credits <= MAX_CREDITS:
+        raise ValueError(f"credits are {credits}, not 1 to {MAX_CREDITS}")
     place = parse_address(address) if address is not None else default_address()
     async with open_nursery() as nursery:
         with contextlib.ExitStack() as stack:
             try:
                 with _deadline(place):
-                    remote = await _open(place, password, shm, nursery, stack)
+                    remote = RemoteDisplay(place, shm, credits)
+                    stack.callback(remote.close)
+                    await _open(remote, password, nursery, stack)
                 if shm == "require" and not remote.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {remote.reason}")
                 yield remote
@@ -406,11 +410,10 @@ async def connect(
 
 
 async def _open(
-    place: Address, password: str, wish: Sharing, nursery: trio.Nursery, stack: contextlib.ExitStack
-) -> RemoteDisplay:
+    remote: RemoteDisplay, password: str, nursery: trio.Nursery, stack: contextlib.ExitStack
+) -> None:
     """Open main and display channel and wait for the first picture."""
-    remote = RemoteDisplay(place, wish)
-    stack.callback(remote.close)
+    place = remote.address
     main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
     session = _MainChannel(main_stream, main_link)
     session_id = await session.begin()
@@ -420,7 +423,6 @@ async def _open(
     nursery.start_soon(_run, remote, partial(remote.read, link.rest))
     nursery.start_soon(_run, remote, stream.flush_when_writable)
     await remote.first_frame()
-    return remote
 
 
 async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> None:

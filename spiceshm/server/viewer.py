@@ -37,8 +37,6 @@ SHARED_WINDOW = 20
 ORDINARY_WINDOW = 1
 """Each update is acknowledged by itself, so that one at most is on its way."""
 
-OFFERED_CREDITS = 1
-
 
 class Viewer:
     """A client's display channel. ``no_sharing`` says why its memory cannot be shared, if so."""
@@ -187,7 +185,7 @@ class Viewer:
                 segment_id,
                 shm.HANDLE_DESCRIPTOR,
                 shm.FLAG_SEALED,
-                OFFERED_CREDITS,
+                shm.MAX_CREDITS,
                 segment.size,
                 offset,
                 len(token),

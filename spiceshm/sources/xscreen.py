@@ -369,7 +369,7 @@ class XScreen:
         if self._connection is None:
             return
         self._gone = self._gone or f"X display {self._name} was closed"
-        if trio.lowlevel.in_trio_run():
+        with contextlib.suppress(RuntimeError):  # outside of trio, where no task waits either
             trio.lowlevel.notify_closing(self._fd)
         # A thread may be waiting in attach: end-of-file lets it go before the memory of the
         # connection is freed under it.
