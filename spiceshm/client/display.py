@@ -40,11 +40,11 @@ from .frame import Frame, Lease, page_aligned
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from numpy.typing import NDArray
 
 log = logging.getLogger("spiceshm.client")
 
 HANDSHAKE_S = 10.0
+MOST_DRAWN = 256
 STALE_S = 0.01
 ANSWER_S = 0.05
 HELD_WARNING_S = 1.0
@@ -84,6 +84,7 @@ class RemoteDisplay:
         self._in_step = False
         self._token = trio.lowlevel.current_trio_token()
         self._ordinary_serial = 0
+        self._new_canvas = False
 
     @property
     def shared(self) -> bool:
@@ -124,7 +125,7 @@ class RemoteDisplay:
 
     async def first_frame(self) -> None:
         """Wait for the first complete picture. Raises what ended the connection before it."""
-        while self._pending is None:
+        while not self._something_new:
             await self._wait()
 
     # The display channel
@@ -141,6 +142,8 @@ class RemoteDisplay:
         """The connection is over: whoever waits is told why."""
         if self._failure is None:
             self._failure = error
+        if self._stream is not None:
+            self._stream.close()
         self._arrived.set()
 
     def _received(self, messages: list[Message]) -> None:
@@ -151,8 +154,10 @@ class RemoteDisplay:
                 self._draw(message)
             else:
                 self._cold(message)
+        if len(self._drawn) > MOST_DRAWN:
+            self._drawn = region.merge(self._drawn)
         if self._drawn:
-            self._show_canvas()
+            self._arrived.set()
         self._flush()
 
     def _cold(self, message: Message) -> None:
@@ -167,6 +172,7 @@ class RemoteDisplay:
             self.reason = self.reason or "the server made no offer"
             self._segments.clear()
             self._canvas = Canvas(message.width, message.height)
+            self._new_canvas = True
         elif isinstance(message, shm.ShmWithdraw):
             segment = self._segments.pop(message.segment_id, None)
             if segment is not None:
@@ -174,6 +180,7 @@ class RemoteDisplay:
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
+        self._drawn = []
         self._drop_pending()
 
     def _answer(self, offer: ShmOffer) -> None:
@@ -190,7 +197,7 @@ class RemoteDisplay:
             segment = MappedSegment(descriptors, offer.size, offer.token_offset, offer.token_size)
         except MemoryRefused as error:
             self.reason = str(error)
-            log.info("%s: memory not shared: %s", self.address, error)
+            log.info("%s: memory not shared: %s", self.address, self.reason)
             self._machine.refuse(offer, error.reason)
             return
         finally:
@@ -219,33 +226,27 @@ class RemoteDisplay:
 
     def _draw(self, copy: display.DrawCopy) -> None:
         if self._canvas is not None and copy.surface_id == 0:
-            self._drawn += self._canvas.draw(copy)
+            drawn = self._canvas.draw(copy)
+            self._drawn += drawn
+            self.pixel_bytes += region.area(drawn) * 4
 
-    def _show_canvas(self) -> None:
-        """Ordinary SPICE has no frames: what one read brought is one, on pixels of its own."""
-        canvas = self._canvas
-        assert canvas is not None
+    def _show_canvas(self, canvas: Canvas) -> None:
+        """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
+        do not change any more."""
         pixels = page_aligned(canvas.height, canvas.width)
         pixels[:] = canvas.pixels
         pixels.flags.writeable = False
         self._ordinary_serial += 1
         rects = np.array(region.merge(self._drawn), "<i4")
-        self._drawn = []
-        self._offer_frame(
-            Frame(
-                pixels,
-                rects,
-                serial=self._ordinary_serial,
-                published=0,
-                full=self._ordinary_serial == 1,
-            )
-        )
+        full = self._new_canvas
+        self._drawn, self._new_canvas = [], False
+        self._pending = Frame(pixels, rects, serial=self._ordinary_serial, published=0, full=full)
 
     # Frames
 
     def _offer_frame(self, frame: Frame) -> None:
         """Make it the one that is given next; what nobody looked at only adds its damage."""
-        self.pixel_bytes += _area(frame.rects) * 4
+        self.pixel_bytes += region.area(frame.rects.tolist()) * 4
         if self._pending is not None:
             frame.add_missed(self._pending)
         self._drop_pending()
@@ -258,6 +259,10 @@ class RemoteDisplay:
                 self._pending.release()
                 self._pending = None
 
+    @property
+    def _something_new(self) -> bool:
+        return self._pending is not None or bool(self._drawn)
+
     async def next_frame(self) -> Frame:
         """The next step of `Frames`."""
         if self._given is not None:
@@ -267,8 +272,11 @@ class RemoteDisplay:
             self._flush()
         if self._pending is not None and self._pending.waited > STALE_S and self.shared:
             await self._refresh()
-        while self._pending is None:
+        while not self._something_new:
             await self._wait_unless_held()
+        if self._pending is None and self._canvas is not None:
+            self._show_canvas(self._canvas)
+        assert self._pending is not None
         frame, self._pending = self._pending, None
         self._given = frame
         return frame
@@ -371,10 +379,6 @@ class Frames:
     async def __anext__(self) -> Frame:
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self._remote.next_frame()
-
-
-def _area(rects: NDArray[np.int32]) -> int:
-    return region.area(rects.tolist())
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import region
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -92,9 +94,13 @@ class Frame:
 
     def add_missed(self, earlier: Frame) -> None:
         """Take over the damage of a frame that the program was never given."""
-        if not self.full:
-            self.rects = np.vstack([earlier.rects, self.rects])
-            self.full = earlier.full
+        if self.full:
+            return
+        self.rects = np.vstack([earlier.rects, self.rects])
+        self.full = earlier.full
+        if len(self.rects) > 4 * region.MOST_RECTS:
+            merged = region.merge([tuple(row) for row in self.rects.tolist()])
+            self.rects = np.array(merged, "<i4")
 
     def private(self) -> Frame:
         """The same frame on pixels of its own, which no lease is needed for."""

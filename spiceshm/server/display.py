@@ -86,7 +86,10 @@ class Display:
     # Connections
 
     async def handle(self, stream: Stream) -> None:
-        """Serve one connection to its end. Whatever a peer does ends here, in one log line."""
+        """Serve one connection to its end. Whatever a peer does ends here, in one log line.
+
+        Its text is logged, not the error: a log that keeps errors would keep their memory too.
+        """
         with stream:
             if self._connections >= MAX_CONNECTIONS:
                 log.warning("%s: refused, %d connections are open", stream.peer, MAX_CONNECTIONS)
@@ -101,9 +104,9 @@ class Display:
                 channel = ChannelType(link.mess.channel_type).name.lower()
                 await self._serve_channel(stream, link, link.mess)
             except ProtocolError as error:
-                log.warning("%s: %s channel closed: %s", stream.peer, channel, error)
+                log.warning("%s: %s channel closed: %s", stream.peer, channel, str(error))
             except Disconnected as error:
-                log.info("%s: %s channel: %s", stream.peer, channel, error)
+                log.info("%s: %s channel: %s", stream.peer, channel, str(error))
             except trio.TooSlowError as error:
                 log.warning(
                     "%s: %s channel closed: %s", stream.peer, channel, str(error) or "too slow"

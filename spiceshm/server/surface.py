@@ -126,7 +126,9 @@ class Surface:
             try:
                 segment = await trio.to_thread.run_sync(self._new_segment, missing)
             except MemoryRefused as error:
-                log.warning("%d readers share too few buffers: %s", len(self.pool.readers), error)
+                log.warning(
+                    "%d readers share too few buffers: %s", len(self.pool.readers), str(error)
+                )
                 break
             if not self._missing():  # those who wanted it are gone
                 segment.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import trio
 
-from ..errors import Disconnected
+from ..errors import SpiceShmError
 from ..nursery import open_nursery
 from ..protocol import ServerDisplay, State
 from ..wire import Message, display, shm, types
@@ -99,7 +99,7 @@ class Viewer:
         """A new frame, surface or segment is there. Never raises: a broken one ends by itself."""
         try:
             self._pump()
-        except Disconnected as error:
+        except SpiceShmError as error:
             self._failure = error
             self._scope.cancel()
 
@@ -169,8 +169,14 @@ class Viewer:
         for segment in pool.segments:
             if segment in self._ids:
                 continue
+            try:
+                descriptor = segment.duplicate()
+            except OSError as error:
+                self._no_sharing = f"no descriptor is left to pass: {error.strerror}"
+                return
             place = segment.take_token()
             if place is None:
+                descriptor.close()
                 self._no_sharing = "too many offers are open"
                 return
             offset, token = place
@@ -190,7 +196,7 @@ class Viewer:
                 offset,
                 len(token),
             )
-            self._machine.offer(offer, token, segment.duplicate())
+            self._machine.offer(offer, token, descriptor)
 
     def _begin_shared(self, surface: Surface) -> None:
         pool = surface.pool
