@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import tomllib
 from collections import deque
 from pathlib import Path
@@ -189,6 +190,19 @@ class DisplayPair(ConnectionPair):
 
 
 INIT = display.DisplayInit(0, 0, 0, 0)
+
+
+def framed(message: Message, *, mini: bool = True, serial: int = 1) -> bytes:
+    """A message as it lies on the wire, made without a machine."""
+    body = message.packed
+    if mini:
+        return struct.pack("<HI", message.number, len(body)) + body
+    return struct.pack("<QHII", serial, message.number, len(body), 0) + body
+
+
+def sent(machine: Channel) -> bytes:
+    """All that a machine has queued."""
+    return b"".join(part.data for part in machine.data_to_send())
 
 
 def a_descriptor() -> Descriptor:

@@ -17,7 +17,7 @@ from spiceshm.protocol import TABLES, Channel, ClientDisplay, Outgoing, ServerDi
 from spiceshm.protocol.channel import CLIENT_MESSAGE_LIMIT, SERVER_MESSAGE_LIMIT
 from spiceshm.wire import MESSAGES, Message, Sender, base, cursor, display, inputs, main, shm, types
 from tests import pair
-from tests.pair import ConnectionPair
+from tests.pair import ConnectionPair, framed, sent
 
 EXAMPLES = pair.examples()
 KINDS = sorted(MESSAGES.values(), key=lambda kind: (kind.channel, kind.sender.value, kind.number))
@@ -29,18 +29,6 @@ def name_of(value: object) -> str:
     if isinstance(value, State):
         return value.name
     return getattr(value, "title", str(value))
-
-
-def framed(message: Message, *, mini: bool = True, serial: int = 1) -> bytes:
-    """A message as it lies on the wire, made without the machine under test."""
-    body = message.packed
-    if mini:
-        return struct.pack("<HI", message.number, len(body)) + body
-    return struct.pack("<QHII", serial, message.number, len(body), 0) + body
-
-
-def sent(machine: Channel) -> bytes:
-    return b"".join(part.data for part in machine.data_to_send())
 
 
 def ends(channel: str, *, mini: bool = True) -> ConnectionPair:

@@ -417,3 +417,104 @@ async def test_server_goes_client_is_told(address: str) -> None:
     with pytest.raises(spiceshm.ConnectError, match="no server is listening"):
         async with spiceshm.connect(address):
             pass
+
+
+async def settled(surface: spiceshm.Surface, buffers: int) -> None:
+    with trio.fail_after(10):
+        while len(surface.pool.buffers) != buffers:
+            await trio.sleep(0.001)
+
+
+async def test_memory_grows_and_shrinks_with_the_readers(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        await settled(surface, 3)
+        async with spiceshm.connect(address, credits=8) as second:
+            await settled(surface, 11)
+            async with spiceshm.connect(address, credits=2) as third:
+                await settled(surface, 13)
+                for step in range(1, 5):
+                    surface.draw(picture(step))
+                    for reader in (remote, second, third):
+                        (await until(reader, picture(step))).release()
+                assert display.shm_bytes == sum(s.size for s in surface.pool.segments)
+        await settled(surface, 3)
+        for step in range(5, 9):
+            surface.draw(picture(step))
+            (await until(remote, picture(step))).release()
+        assert display.shm_bytes == surface.pool.segments[0].size
+        # The mappings of what was given back are gone on the client's side too.
+        assert remote.segment_bytes == display.shm_bytes
+
+
+async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    size = WIDTH * HEIGHT * 4
+    async with spiceshm.serve(address, shm_limit=7 * size) as display:
+        display.create_surface(WIDTH, HEIGHT).draw(picture(0))
+        async with spiceshm.connect(address) as first:
+            assert first.shared
+            with caplog.at_level("INFO"):
+                async with spiceshm.connect(address, credits=8) as greedy:
+                    assert not greedy.shared
+                    frame = await next_frame(greedy)
+                    assert np.array_equal(rgb(frame.pixels), rgb(picture(0)))
+            assert "would pass the limit" in caplog.text
+            async with spiceshm.connect(address) as third:
+                assert third.shared
+        with pytest.raises(spiceshm.MemoryRefused, match="would pass the limit of"):
+            display.create_surface(4 * WIDTH, HEIGHT)
+
+
+async def test_forgetting_replaces_the_memory(address: str) -> None:
+    async with both_ends(address, credits=2) as (_, surface, remote):
+        held = (await next_frame(remote)).pixels
+        before = set(surface.pool.segments)
+        await surface.forget()
+        assert not before & set(surface.pool.segments)
+        assert before >= surface.pool.retiring
+        assert np.array_equal(rgb(held), rgb(picture(0)))  # a lease is a lease
+        surface.draw(picture(1))
+        frame = await until(remote, picture(1))
+        frame.release()
+        del frame
+        wiped = held.base if isinstance(held.base, np.ndarray) else None
+        assert wiped is None
+        del held
+        gc.collect()
+        with trio.fail_after(10):
+            while surface.pool.retiring:
+                await trio.sleep(0.001)
+        assert all(segment.fileno() >= 0 for segment in surface.pool.segments)
+        assert len(surface.pool.buffers) == 4
+
+
+async def test_lock_step(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        seen: list[int] = []
+
+        async def look() -> None:
+            async for frame in remote.frames():
+                seen.append(frame.serial)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            for step in range(1, 20):
+                serial = surface.draw(picture(step), [(0, 0, 1, 1)])
+                with trio.fail_after(10):
+                    await surface.consumed(serial)
+                assert seen[-1] == serial
+            nursery.cancel_scope.cancel()
+    assert len(seen) == 20  # every single one, and the first picture
+
+
+async def test_pace(autojump_clock: trio.testing.MockClock) -> None:
+    async with spiceshm.serve("unix:@spiceshm-pace") as display:
+        surface = display.create_surface(8, 8)
+        times = []
+        async for _ in surface.pace(10):
+            times.append(trio.current_time())
+            if len(times) == 3:
+                await trio.sleep(1)  # far too late for the next ones
+            if len(times) == 6:
+                break
+    steps = np.diff(times)
+    assert steps == pytest.approx([0.1, 0.1, 1.0, 0.0, 0.1], abs=0.01)

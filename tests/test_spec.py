@@ -123,7 +123,7 @@ def fields_of(layout: construct.Struct) -> Fields:
         elif pointer:
             assert fields[pointer] == "uint32"
             fields[pointer], pointer = shape_of(inner) + "*", None
-        elif not isinstance(inner, construct.Check) and not is_seek(inner):
+        elif not is_seek(inner):
             fields[subcon.name] = shape_of(inner)
     return tuple(fields.items())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -328,6 +329,28 @@ async def test_old_notice_is_forgotten_and_new_one_kept() -> None:
         assert not is_damaged(screen)
 
 
+async def test_damage_that_comes_while_we_look() -> None:
+    """Between looking and waiting nothing may be read: it would never wake us."""
+
+    class Watched(XScreen):
+        looks = 0
+
+        def _pump(self) -> None:
+            super()._pump()
+            self.looks += 1
+            if self.looks == 1:
+                pen.draw((1, 2, 3, 4), 5)
+                select.select([self], [], [], DEADLINE)  # its notice is there
+
+    with xvfb(320, 200, 24) as display, Watched.open(display) as screen, pen_on(display) as pen:
+        assert isinstance(screen, Watched)
+        await settle(screen)
+        screen.looks = 0
+        with trio.fail_after(DEADLINE):
+            await screen.wait()
+        assert await screen.take_damage() == [(1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("attach", [True, False])
 async def test_snapshot_fetches_rows_around_the_damage(attach: bool) -> None:
     with xvfb(640, 480, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
@@ -365,6 +388,16 @@ def test_rectangles_are_clipped() -> None:
     boxes = [(-3, -4, 10, 10), (90, 95, 40, 40), (100, 0, 5, 5), (5, 6, 0, 9), (-9, 9, 60000, 1)]
     reply = bytes(32) + b"".join(struct.pack("=hhHH", *box) for box in boxes)
     assert xscreen._rects(reply, 100, 99) == [(0, 0, 6, 7), (95, 90, 99, 100), (9, 0, 10, 100)]
+
+
+async def test_what_was_drawn_before_the_last_image_counts() -> None:
+    with xvfb(64, 48, 24) as display, XScreen.open(display) as screen:
+        await settle(screen)
+        out = np.zeros((48, 64, 4), np.uint8)
+        images = xscreen._Images([7, 8, 9], [(0, 16), (16, 32), (32, 48)], out, False)
+        for notified, before in ((6, True), (8, True), (9, False), (10, False), (None, False)):
+            screen._notified = notified
+            assert screen._drawn_before(images) is before
 
 
 def test_request_numbers_wrap() -> None:
@@ -483,7 +516,7 @@ async def test_no_picture_is_a_mixture(attach: bool, pause: float) -> None:
     """200 pictures of a screen that is filled with a new colour all the time (60 Hz, and as fast as
     it goes): each has one colour, and its corner that one or the opposite. And what was said to be
     damaged is all that changed: a mirror kept from it alone is always the same picture."""
-    with xvfb(1280, 720, 24) as display, painter(display, pause):
+    with xvfb(1280, 720, 24) as display, painter(display, pause), trio.fail_after(3 * DEADLINE):
         with XScreen.open(display) as screen, picture_for(screen, attach) as target:
             pixels = target[0].view(np.uint32)[..., 0]
             mirror = np.zeros_like(pixels)

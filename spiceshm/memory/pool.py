@@ -66,13 +66,17 @@ class Reader:
     """Somebody who is lent frames, at most ``credits`` at once; or, with none, only reads.
 
     ``damage`` is what changed since the last frame it was given; ``segments`` are those it can see;
-    ``busy`` is set by whoever reads for it while what was read is still on its way.
+    ``busy`` is set by whoever reads for it while what was read is still on its way; ``done`` is the
+    newest serial that it has given back; ``coalesced`` counts frames that it got only as damage of
+    a later one.
     """
 
     credits: int
     damage: list[Rect]
     full: bool = True
     busy: bool = False
+    done: int = 0
+    coalesced: int = 0
     segments: set[Segment] = field(default_factory=set)
     leases: dict[int, Buffer] = field(default_factory=dict)
 
@@ -105,11 +109,16 @@ class Pool:
         self.height = height
         self.stride = width * 4
         self.segments: list[Segment] = []
+        """In use, the oldest first."""
+        self.retiring: set[Segment] = set()
+        """Not written any more; gone as soon as no lease is left in them."""
         self.buffers: list[Buffer] = []
         self.readers: set[Reader] = set()
         self.current: Buffer | None = None
         self.serial = 0
         self.published = 0
+        self.version = 0
+        """Rises whenever a segment comes or goes."""
         self._serials = serials
 
     @property
@@ -119,10 +128,41 @@ class Pool:
 
     def add(self, segment: Segment) -> None:
         """Cut a segment into as many buffers as fit; it belongs to the pool from here on."""
+        self.version += 1
         self.segments.append(segment)
         for offset in range(segment.first, segment.size - self.buffer_size + 1, self.buffer_size):
             pixels = segment.pixels(offset, self.width, self.height, self.stride)
             self.buffers.append(Buffer(segment, offset, pixels, self._everything()))
+
+    def retire(self, segments: Sequence[Segment]) -> None:
+        """Never write these again. What is left must do for all readers."""
+        if not segments:
+            return
+        self.version += 1
+        self.retiring.update(segments)
+        self.segments = [segment for segment in self.segments if segment not in self.retiring]
+
+    def collect(self) -> list[Segment]:
+        """Retired segments that nobody looks into any more: they are the caller's again."""
+        kept = {b.segment for b in self.buffers if b.leases or b.state is not BufferState.FREE}
+        gone = self.retiring - kept
+        self.version += bool(gone)
+        self.retiring &= kept
+        self.buffers = [buffer for buffer in self.buffers if buffer.segment not in gone]
+        return list(gone)
+
+    @property
+    def surplus(self) -> list[Segment]:
+        """The newest segments that the readers of now can do without."""
+        needed = self._credits + 2
+        left, surplus = len(self._writable), []
+        for segment in reversed(self.segments[1:]):
+            size = sum(buffer.segment is segment for buffer in self._writable)
+            if left - size < needed:
+                break
+            left -= size
+            surplus.append(segment)
+        return surplus
 
     # The writer
 
@@ -132,7 +172,7 @@ class Pool:
         The caller draws all of ``damage`` and then calls `publish`, or `abandon`. Never waits:
         rule 3 leaves one FREE.
         """
-        free = [buffer for buffer in self.buffers if buffer.state is BufferState.FREE]
+        free = [buffer for buffer in self._writable if buffer.state is BufferState.FREE]
         if not free:
             raise AssertionError("no free buffer: a lease was given that should not have been")
         # Memory that some reader has not accepted yet would leave it without this frame.
@@ -165,10 +205,17 @@ class Pool:
             if other is not buffer:
                 other.missed = region.merge([*other.missed, *damage])
         for reader in self.readers:
+            reader.coalesced += bool(reader.damage and damage and not reader.full)
             reader.damage = region.merge([*reader.damage, *damage])
         self.serial = next(self._serials)
         self.published = now
         return self.serial
+
+    def end(self) -> None:
+        """There will be no frame any more; those that are lent stay."""
+        if self.current is not None:
+            self.current.state = BufferState.RETAINED if self.current.leases else BufferState.FREE
+            self.current = None
 
     def abandon(self, buffer: Buffer) -> None:
         """Give up a buffer that was begun; what was drawn in it is nobody's picture."""
@@ -177,10 +224,23 @@ class Pool:
 
     # Readers
 
+    def missing_with(self, credits: int, *, all_new: bool = False) -> int:
+        """How many buffers more it takes for every reader to use all its credits at once.
+
+        ``credits`` counts a reader that might join; ``all_new`` as if there were no buffers yet.
+        """
+        return max(0, self._credits + credits + 2 - (0 if all_new else len(self._writable)))
+
     @property
-    def missing(self) -> int:
-        """How many buffers more it would take for every reader to use all its credits at once."""
-        return max(0, sum(reader.credits for reader in self.readers) + 2 - len(self.buffers))
+    def _credits(self) -> int:
+        return sum(reader.credits for reader in self.readers)
+
+    @property
+    def _writable(self) -> list[Buffer]:
+        """The buffers that may be written again; all but those of segments that retire."""
+        if not self.retiring:
+            return self.buffers
+        return [buffer for buffer in self.buffers if buffer.segment not in self.retiring]
 
     def join(self, credits: int) -> Reader:
         """A new reader; its first frame will be the whole surface. Credits 0: it never leases."""
@@ -214,6 +274,7 @@ class Pool:
     def release(self, reader: Reader, serial: int) -> None:
         """End one lease. Raises KeyError if the reader does not hold that frame."""
         buffer = reader.leases.pop(serial)
+        reader.done = max(reader.done, serial)
         buffer.leases -= 1
         if not buffer.leases and buffer.state is BufferState.RETAINED:
             buffer.state = BufferState.FREE
@@ -229,10 +290,11 @@ class Pool:
         While the pool is smaller than all credits together allow, readers can share a buffer that
         is leased already, but not lease ever different ones.
         """
-        if buffer.leases:
+        if buffer.leases or buffer.segment in self.retiring:
             return True
-        leased = sum(1 for other in self.buffers if other.leases)
-        return leased + 1 <= len(self.buffers) - 2
+        writable = self._writable
+        leased = sum(1 for other in writable if other.leases)
+        return leased + 1 <= len(writable) - 2
 
     def _seen_by_all(self, buffer: Buffer) -> bool:
         return all(buffer.segment in r.segments for r in self.readers if r.credits)

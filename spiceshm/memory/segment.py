@@ -62,7 +62,7 @@ class Segment:
         """Make and fill the memory, not sealed yet. Raises MemoryRefused with the reason."""
         if not LINUX:
             raise MemoryRefused("shared memory needs Linux (memfd)")
-        self.size = PAGE + pages(size)
+        self.size = self.size_for(size)
         self.first = PAGE
         """Offset of the first byte for buffers."""
         self._descriptor = Descriptor(_create(self.size))
@@ -75,6 +75,11 @@ class Segment:
         if not _advise(self.map, MADV_POPULATE_WRITE):
             np.frombuffer(self.map, np.uint8)[::PAGE] = 0
         self._free_tokens = list(range(0, PAGE, TOKEN_SIZE))
+
+    @staticmethod
+    def size_for(size: int) -> int:
+        """Bytes of a segment that has room for ``size`` bytes of buffers."""
+        return PAGE + pages(size)
 
     def fileno(self) -> int:
         """The descriptor, still ours."""
@@ -123,8 +128,35 @@ class Segment:
             (height, width, 4), np.uint8, buffer=self.map, offset=offset, strides=(stride, 4, 1)
         )
 
+    def wipe(self) -> None:
+        """Overwrite everything with zeros: whoever still has it mapped sees nothing any more."""
+        np.frombuffer(self.map, np.uint8)[:] = 0
+
     def close(self) -> None:
         self._descriptor.close()
+
+
+class Budget:
+    """How many bytes of shared memory may be in use at once; ``limit`` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def allows(self, size: int) -> bool:
+        return self.used + size <= self.limit
+
+    def take(self, size: int) -> None:
+        """Raises MemoryRefused if that would pass the limit."""
+        if not self.allows(size):
+            raise MemoryRefused(
+                f"{size / 1e6:.1f} MB more would pass the limit of {self.limit / 1e6:.1f} MB "
+                "of shared memory"
+            )
+        self.used += size
+
+    def give(self, size: int) -> None:
+        self.used -= size
 
 
 class MappedSegment:

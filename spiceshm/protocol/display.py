@@ -376,7 +376,7 @@ class ClientDisplay(_Display):
             (not 1 <= offer.size <= shm.MAX_SEGMENT_SIZE, "size"),
             (not self._token_fits(offer), "token"),
             (offer.handle == shm.HANDLE_DESCRIPTOR and bool(offer.name), "name"),
-            (not _is_text(offer.name), "name"),
+            (len(offer.name) > shm.MAX_NAME or not _is_text(offer.name), "name"),
             (self._offered_credits not in (0, offer.credits), "credits"),
             (self._is_doomed(offer), "segment_id"),
         )
@@ -463,8 +463,7 @@ class ClientDisplay(_Display):
         self._offered_later |= self.shared
         self._offered_credits = self._offered_credits or offer.credits
         if offer.segment_id in self._in_use:
-            self._doomed.append(offer)
-            return
+            raise RemoteProtocolError(_OFFER, "segment_id", f"{offer.segment_id} was used before")
         self._in_use[offer.segment_id] = True
         if len(self.segments) == MAX_SEGMENTS:
             self._doomed.append(offer)

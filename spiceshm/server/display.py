@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from ..errors import Disconnected, ListenError, ProtocolError, RemoteProtocolError
+from ..memory import Budget
 from ..nursery import open_nursery
 from ..protocol import Channel, Password, ServerDisplay, ServerLink, generate_key
 from ..transport import (
@@ -27,7 +28,7 @@ from ..wire import Sender, main
 from ..wire.link import LinkMess
 from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, LinkError, MouseMode, caps_from_words
 from .surface import Surface
-from .viewer import HANDSHAKE_S, Viewer
+from .viewer import HANDSHAKE_S, READ_SIZE, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from ..memory import Segment
 
 log = logging.getLogger("spiceshm.server")
+
+SHM_LIMIT = 1 << 30
+"""Bytes of shared memory in use at once, unless somebody says otherwise."""
 
 MAX_CONNECTIONS = 256
 """Connections at a time, all channels and half-open ones together."""
@@ -46,11 +50,14 @@ _Shm = Literal["auto", "off"]
 class Display:
     """What `serve` gives: make a surface and draw on it; everybody connected sees it."""
 
-    def __init__(self, nursery: trio.Nursery, *, shm: _Shm, password: bytes | None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, *, shm: _Shm, shm_limit: int, password: bytes | None
+    ) -> None:
         self.addresses: list[Address] = []
         """Where it listens, with the ports that were chosen."""
         self.surface: Surface | None = None
         self._nursery = nursery
+        self._budget = Budget(shm_limit)
         self._shm = shm
         self._password = password
         self._key = generate_key()
@@ -64,6 +71,11 @@ class Display:
         """The display channels that are open now."""
         return tuple(self._viewers)
 
+    @property
+    def shm_bytes(self) -> int:
+        """Bytes of shared memory in use now."""
+        return self._budget.used
+
     def create_surface(
         self, width: int, height: int, *, attach: Callable[[Segment], None] | None = None
     ) -> Surface:
@@ -75,7 +87,9 @@ class Display:
         """
         if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
             raise ValueError(f"a surface of {width}x{height} is not within 1x1 to 16384x16384")
-        surface = Surface(width, height, self._serials, self._viewers, self._nursery, attach)
+        surface = Surface(
+            width, height, self._serials, self._viewers, self._nursery, self._budget, attach
+        )
         old, self.surface = self.surface, surface
         for viewer in list(self._viewers):
             viewer.published()
@@ -217,7 +231,7 @@ class Display:
             for part in machine.data_to_send():
                 stream.send(part.data)
             await stream.drain()
-            data, _ = await stream.receive()
+            data, _ = await stream.receive(READ_SIZE)
 
     async def _serve_display(self, stream: Stream, link: ServerLink, mess: LinkMess) -> None:
         theirs = caps_from_words(mess.channel_caps)
@@ -256,13 +270,19 @@ def _ms_now() -> int:
 
 @contextlib.asynccontextmanager
 async def serve(
-    *addresses: str, shm: _Shm = "auto", password: str | None = None, no_auth: bool = False
+    *addresses: str,
+    shm: _Shm = "auto",
+    shm_limit: int = SHM_LIMIT,
+    password: str | None = None,
+    no_auth: bool = False,
 ) -> AsyncIterator[Display]:
     """Serve a display at ``addresses``; without any at the user's default socket.
 
     An address is ``unix:/path``, ``unix:@name`` or ``tcp:host:port``. ``shm="off"`` speaks ordinary
-    SPICE only. ``password`` (at most 60 bytes of UTF-8) is asked of every client; on TCP beyond
-    loopback it is required unless ``no_auth``. Clients on Unix sockets must be of our own user.
+    SPICE only. ``shm_limit`` is how many bytes of shared memory may be in use at once; a client that
+    would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is asked of
+    every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix sockets
+    must be of our own user.
 
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
     ValueError for a password that is too long. At the end of the block every connection is closed.
@@ -273,7 +293,7 @@ async def serve(
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
             raise ListenError(f"{place}: anybody could connect; give a password, or say no_auth")
     async with open_nursery() as nursery:
-        display = Display(nursery, shm=shm, password=secret)
+        display = Display(nursery, shm=shm, shm_limit=shm_limit, password=secret)
         with contextlib.ExitStack() as stack:
             stack.callback(display.close)
             listeners = [_listen(place, stack) for place in places]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import trio
 
 from .. import region
 from ..errors import MemoryRefused, SpiceShmError
-from ..memory import Buffer, Pool, Segment
+from ..memory import Budget, Buffer, Frame, Pool, Reader, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,17 +47,21 @@ class Surface:
         serials: Iterator[int],
         watchers: Iterable[Watcher],
         nursery: trio.Nursery,
+        budget: Budget,
         attach: Callable[[Segment], None] | None = None,
     ) -> None:
         """Raises MemoryRefused if the memory for its buffers cannot be had."""
         self.pool = Pool(width, height, serials)
         self._watchers = watchers
         self._nursery = nursery
+        self._budget = budget
         self._attach = attach
         self._drawing: Drawing | None = None
-        self._wanted = trio.Event()
-        self._growing = False
+        self._changed = trio.Event()
+        self._growing = 0
+        self._forgotten: set[Segment] = set()
         self._closed = False
+        self._budget.take(self._size_of(FIRST_BUFFERS))
         self.pool.add(self._new_segment(FIRST_BUFFERS))
 
     @property
@@ -72,6 +76,8 @@ class Surface:
     def serial(self) -> int:
         """The serial of the newest frame, 0 before the first."""
         return self.pool.serial
+
+    # Drawing
 
     def draw(self, pixels: NDArray[np.uint8], rects: Damage = "all") -> int:
         """Copy ``rects`` of an array (height, width, 4) of uint8 and show them; returns the serial.
@@ -100,56 +106,171 @@ class Surface:
         self._drawing = Drawing(self, self.pool.begin(rects), rects)
         return self._drawing
 
+    def _finish(self, drawing: Drawing, damage: list[Rect] | None) -> None:
+        self._drawing = None
+        if damage:
+            self.pool.publish(drawing.buffer, damage, time.monotonic_ns())
+            self._notify()
+        else:
+            self.pool.abandon(drawing.buffer)
+        if self.pool.retiring:
+            self._give_back()
+
+    # Pacing
+
     async def wanted(self) -> None:
         """Wait until somebody would be sent a new frame at once. For pacing; never necessary."""
-        while not any(reader.ready for reader in self.pool.readers):
-            self._wanted = trio.Event()
-            await self._wanted.wait()
         await trio.lowlevel.checkpoint()
+        while not any(reader.ready for reader in self.pool.readers):
+            await self._change()
 
-    def credit_returned(self) -> None:
-        """Called by whoever ends a lease."""
-        self._wanted.set()
+    async def consumed(self, serial: int) -> None:
+        """Wait until every reader of now has given back this frame or a newer one.
 
-    def reader_joined(self) -> None:
-        """Called by whoever joins the pool: it grows in the background, in a thread.
+        Lock step for a producer that wants it. Without readers it returns at once; a reader that
+        leaves is not waited for.
+        """
+        await trio.lowlevel.checkpoint()
+        while any(reader.done < serial for reader in self.pool.readers):
+            await self._change()
+
+    def pace(self, fps: float) -> Pace:
+        """``async for _ in surface.pace(60)``: that many steps a second, the first at once.
+
+        Steps that could not be made in time are left out, not made up for.
+        """
+        return Pace(fps)
+
+    async def _change(self) -> None:
+        if self._changed.is_set():
+            self._changed = trio.Event()
+        await self._changed.wait()
+
+    # Readers: called by viewers
+
+    def join(self, credits: int) -> Reader:
+        """A reader more; the pool grows for it in the background, in a thread.
 
         Until that is done, and offered, and accepted, the readers share the buffers that there are.
         """
-        self.credit_returned()
+        reader = self.pool.join(credits)
+        self._changed.set()
         if self._missing() and not self._growing:
-            self._growing = True
+            self._growing = self._missing()
             self._nursery.start_soon(self._grow)
+        return reader
+
+    def why_not(self, credits: int) -> str | None:
+        """Why a reader with so many credits cannot be taken; None if it can."""
+        missing = self.pool.missing_with(credits) - self._growing
+        if missing > 0 and not self._budget.allows(self._size_of(missing)):
+            return f"it would pass the limit of {self._budget.limit / 1e6:.0f} MB of shared memory"
+        return None
+
+    def leave(self, reader: Reader) -> None:
+        """The reader is gone, and what only it needed is given back. Harmless twice."""
+        self.pool.leave(reader)
+        self._changed.set()
+        self._shrink()
+
+    def release(self, reader: Reader, serial: int) -> None:
+        """A lease is over."""
+        self.pool.release(reader, serial)
+        self._changed.set()
+        if self.pool.retiring:
+            self._give_back()
+
+    def delivered(self, reader: Reader, frame: Frame) -> None:
+        """A frame that was read without a lease has arrived."""
+        reader.busy = False
+        reader.done = frame.serial
+        self._changed.set()
+
+    # Memory
+
+    async def forget(self) -> None:
+        """Take the memory away in which earlier pictures lie: for when a reader must not come back.
+
+        All buffers are replaced by new ones; the old are zeroed as soon as nobody holds a frame in
+        them. Returns when the new ones are in use. Raises MemoryRefused if there is no room for
+        both at once.
+        """
+        buffers = self.pool.missing_with(0, all_new=True)
+        self._budget.take(self._size_of(buffers))
+        segment = await trio.to_thread.run_sync(self._new_segment, buffers)
+        if self._closed:
+            self._drop(segment)
+            return
+        old = list(self.pool.segments)
+        self._forgotten.update(old)
+        self.pool.add(segment)
+        self.pool.retire(old)
+        self._notify()
+        self._give_back()
 
     async def _grow(self) -> None:
-        while missing := self._missing():
-            try:
+        try:
+            while missing := self._missing():
+                self._growing = missing
+                self._budget.take(self._size_of(missing))
                 segment = await trio.to_thread.run_sync(self._new_segment, missing)
-            except MemoryRefused as error:
-                log.warning(
-                    "%d readers share too few buffers: %s", len(self.pool.readers), str(error)
-                )
-                break
-            if not self._missing():  # those who wanted it are gone
-                segment.close()
-                break
-            self.pool.add(segment)
-            self._notify()
-        self._growing = False
+                if not self._missing():  # those who wanted it are gone
+                    self._drop(segment)
+                    break
+                self.pool.add(segment)
+                self._notify()
+        except MemoryRefused as error:
+            log.warning("%d readers share too few buffers: %s", len(self.pool.readers), error)
+        finally:
+            self._growing = 0
+        self._shrink()
+
+    def _shrink(self) -> None:
+        if not self._growing:
+            self.pool.retire(self.pool.surplus)
+        self._give_back()
 
     def _missing(self) -> int:
-        return 0 if self._closed else self.pool.missing
+        return 0 if self._closed else self.pool.missing_with(0)
+
+    def _size_of(self, buffers: int) -> int:
+        return Segment.size_for(buffers * self.pool.buffer_size)
 
     def _new_segment(self, buffers: int) -> Segment:
-        segment = Segment(buffers * self.pool.buffer_size)
+        """Make memory that the budget has been asked for; on failure the budget has it back."""
+        size = buffers * self.pool.buffer_size
+        try:
+            segment = Segment(size)
+        except BaseException:
+            self._budget.give(Segment.size_for(size))
+            raise
         try:
             if self._attach is not None:
                 self._attach(segment)
             segment.seal()
         except BaseException:
-            segment.close()
+            self._drop(segment)
             raise
         return segment
+
+    def _drop(self, segment: Segment) -> None:
+        segment.close()
+        self._budget.give(segment.size)
+
+    def _give_back(self) -> None:
+        """Close retired segments that nobody looks into; the picture moves out of them first."""
+        current = self.pool.current
+        stuck = current is not None and current.segment in self.pool.retiring
+        if stuck and self._drawing is None and not self._closed:
+            self.pool.publish(self.pool.begin([]), [], self.pool.published)
+        gone = self.pool.collect()
+        for segment in gone:
+            if segment in self._forgotten:
+                self._forgotten.discard(segment)
+                segment.wipe()
+            self._drop(segment)
+        if gone:
+            self._notify()
 
     def _notify(self) -> None:
         for watcher in list(self._watchers):
@@ -158,18 +279,24 @@ class Surface:
     def close(self) -> None:
         """The surface is replaced or gone: nobody new is shown it. Frames out stay valid."""
         self._closed = True
-        for segment in self.pool.segments:
-            segment.close()
+        self.pool.retire(list(self.pool.segments))
+        self.pool.end()
+        self._give_back()
 
-    def _finish(self, drawing: Drawing, damage: list[Rect] | None) -> None:
-        self._drawing = None
-        if damage is None:
-            self.pool.abandon(drawing.buffer)
-        elif damage:
-            self.pool.publish(drawing.buffer, damage, time.monotonic_ns())
-            self._notify()
-        else:
-            self.pool.abandon(drawing.buffer)
+
+class Pace:
+    """The iterator that `Surface.pace` gives."""
+
+    def __init__(self, fps: float) -> None:
+        self._interval = 1 / fps
+        self._next = trio.current_time()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> None:
+        await trio.sleep_until(self._next)
+        self._next = max(self._next, trio.current_time() - self._interval) + self._interval
 
 
 class Drawing:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiceshm.server")
 
 HANDSHAKE_S = 10.0
+READ_SIZE = 1 << 11
+"""Bytes read from a client at once: what bounds the work of one turn, so that a client that floods
+us keeps the others waiting for milliseconds only."""
+
 SHARED_WINDOW = 20
 ORDINARY_WINDOW = 1
 """Each update is acknowledged by itself, so that one at most is on its way."""
@@ -61,10 +65,13 @@ class Viewer:
         self._shown: Surface | None = None
         self._marked = False
         self._reader: Reader | None = None
-        self._lent: dict[int, tuple[Pool, Reader]] = {}
+        self._lent: dict[int, tuple[Surface, Reader]] = {}
         self._ids: dict[Segment, int] = {}
+        self._version = -1
+        self._pumping = self._again = False
         self._tokens: dict[int, tuple[Segment, int]] = {}
         self._update_ends = 0
+        self._on_its_way: Frame | None = None
         self._scope = trio.CancelScope()
         self._failure: Exception | None = None
         self._announced: str | None = None
@@ -87,7 +94,7 @@ class Viewer:
                 async with open_nursery() as nursery:
                     nursery.start_soon(self._stream.flush_when_writable)
                     while True:
-                        data, _ = await self._stream.receive()
+                        data, _ = await self._stream.receive(READ_SIZE)
                         self._received(data)
             finally:
                 self._leave()
@@ -110,12 +117,10 @@ class Viewer:
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, ShmDamageHandled):
-            pool, reader = self._lent.pop(message.serial)
-            pool.release(reader, message.serial)
+            surface, reader = self._lent.pop(message.serial)
+            surface.release(reader, message.serial)
             if reader is not self._reader and not reader.leases:
-                pool.leave(reader)
-            if self._shown is not None:
-                self._shown.credit_returned()
+                surface.leave(reader)
         elif isinstance(message, ShmReply):
             segment, offset = self._tokens.pop(message.segment_id)
             segment.give_token_back(offset)
@@ -129,6 +134,19 @@ class Viewer:
     # What to send
 
     def _pump(self) -> None:
+        """Do what can be done now. What it does may call it again: that is then done after it."""
+        self._again = True
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._again:
+                self._again = False
+                self._step()
+        finally:
+            self._pumping = False
+
+    def _step(self) -> None:
         if self._machine.ready:
             surface = self._surface()
             if surface is not self._shown:
@@ -137,8 +155,8 @@ class Viewer:
                 self._hide()
                 self._change(surface)
             if self._shown is not None:
-                if self._machine.shared and len(self._ids) < len(self._shown.pool.segments):
-                    self._offer(self._shown.pool)  # it has grown
+                if self._machine.shared and self._version != self._shown.pool.version:
+                    self._offer(self._shown.pool)
                 self._send_frames(self._shown)
         for data, descriptors in self._machine.data_to_send():
             self._stream.send(data, descriptors)
@@ -153,6 +171,8 @@ class Viewer:
             self._offer(surface.pool)
         if self._machine.undecided:
             return
+        if self._may_share() and self._machine.state is State.OFFERED:
+            self._no_sharing = surface.why_not(self._machine.credits)
         if self._may_share() and self._machine.segments:
             self._begin_shared(surface)
         else:
@@ -164,8 +184,11 @@ class Viewer:
 
     def _offer(self, pool: Pool) -> None:
         """Offer the segments that this client does not know yet, and only those."""
-        for segment in self._ids.keys() - set(pool.segments):  # a surface that was never shown
+        self._version = pool.version
+        for segment in self._ids.keys() - {*pool.segments, *pool.retiring}:
             self._machine.send(shm.ShmWithdraw(self._ids.pop(segment)))
+            if self._reader is not None:
+                self._reader.segments.discard(segment)
         for segment in pool.segments:
             if segment in self._ids:
                 continue
@@ -241,11 +264,11 @@ class Viewer:
         if self._monitors:
             head = display.Head(0, 0, surface.width, surface.height, 0, 0, 0)
             self._machine.send(display.MonitorsConfig(1, (head,)))
-        self._reader = surface.pool.join(credits)
+        self._reader = surface.join(credits)
         self._shown = surface
         self._marked = False
         self._update_ends = 0
-        surface.reader_joined()
+        self._on_its_way = None
 
     def _announce(self, how: str) -> None:
         if self._announced != how:
@@ -255,33 +278,34 @@ class Viewer:
     def _hide(self) -> None:
         """End the surface that is shown; what is lent of it stays lent."""
         assert self._shown is not None
-        pool, reader = self._shown.pool, self._reader
+        surface, reader = self._shown, self._reader
         self._machine.send(display.SurfaceDestroy(0))
         if self._machine.shared:
             while self._ids:
                 self._machine.send(shm.ShmWithdraw(self._ids.popitem()[1]))
-        if reader is not None and not reader.leases:
-            pool.leave(reader)
         self._shown = self._reader = None
+        if reader is not None and not reader.leases:
+            surface.leave(reader)
 
     def _send_frames(self, surface: Surface) -> None:
         assert self._reader is not None
         pool = surface.pool
         if self._machine.shared:
             while self._machine.may_lend() and (frame := pool.lend(self._reader)):
-                self._lent[frame.serial] = pool, self._reader
+                self._lent[frame.serial] = surface, self._reader
                 self._machine.send(self._damage(frame))
                 self._sent()
             return
-        if self._reader.busy and self._delivered():
-            self._reader.busy = False
-            surface.credit_returned()
+        if self._on_its_way is not None and self._delivered():
+            surface.delivered(self._reader, self._on_its_way)
+            self._on_its_way = None
         if frame := pool.read(self._reader):
             for rect in frame.rects:
                 self._machine.send(_draw_copy(frame.buffer.pixels, rect))
             self._sent()
             self._update_ends = self._machine.acks.sent
             self._reader.busy = True
+            self._on_its_way = frame
 
     def _damage(self, frame: Frame) -> ShmDamage:
         return ShmDamage(
@@ -306,12 +330,11 @@ class Viewer:
 
     def _leave(self) -> None:
         """Everything that this client held comes back to the pools."""
-        for pool, reader in self._lent.values():
-            pool.leave(reader)
+        for surface, reader in self._lent.values():
+            surface.leave(reader)
         self._lent.clear()
         if self._shown is not None and self._reader is not None:
-            self._shown.pool.leave(self._reader)
-            self._shown.credit_returned()
+            self._shown.leave(self._reader)
         for segment, offset in self._tokens.values():
             segment.give_token_back(offset)
         self._tokens.clear()

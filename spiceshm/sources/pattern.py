@@ -7,10 +7,10 @@ Every row begins and ends with the number of its frame, so that whoever looks ca
 from __future__ import annotations
 
 import colorsys
+import itertools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import trio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,17 +120,14 @@ async def show_pattern(
     """
     surface = display.create_surface(width, height)
     pattern = Pattern(width, height, full=full)
-    start, number = trio.current_time(), 0
-    while True:
+    pace = surface.pace(fps) if fps else None
+    for number in itertools.count():
+        if pace is None:
+            await surface.wanted()
+        else:
+            await anext(pace)
         with surface.frame(pattern.damage(number)) as frame:
             pattern.paint(frame.pixels, number)
-        number += 1
-        if fps:
-            # Frames that could not be drawn in time are left out, not made up for.
-            start = max(start, trio.current_time() - number / fps)
-            await trio.sleep_until(start + number / fps)
-        else:
-            await surface.wanted()
 
 
 def _stamp(pixels: NDArray[np.uint8], number: int) -> None:

@@ -260,7 +260,11 @@ class XScreen:
         """Return as soon as something was drawn or the size changed. Raises XError."""
         self._token = trio.lowlevel.current_trio_token()
         await trio.lowlevel.checkpoint()
-        while not (self.damaged or self.resized):
+        while True:
+            # Once, and only then all flags: what a second look takes in would be slept over.
+            self._pump()
+            if self._undelivered or self._notified is not None or self._resized:
+                return
             await self._readable()
 
     # memory
@@ -890,6 +894,8 @@ def _load() -> _Xcb:
         raise XError("X displays need xcffib: pip install 'spiceshm[x11]'") from None
     except OSError as error:
         raise XError(f"X displays need the library libxcb (Debian: libxcb1): {error}") from None
+    if not hasattr(xcffib, "c_free"):
+        raise XError("X displays need xcffib 1.10 or newer: pip install 'spiceshm[x11]'")
     ffi = cffi.FFI()
     ffi.include(xcffib.ffi)  # the types, so that xcffib's connection fits
     ffi.cdef(_CDEF)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from construct import Array, Bytes, Check, If, Int8ul, Int32ul, Rebuild, Seek, Struct, len_, this
+from construct import Array, Bytes, If, Int8ul, Int32ul, Rebuild, Seek, Struct, len_, this
 
 from .message import Record, record
-from .types import MAX_CAPABILITY_WORDS, Tuple, between
+from .types import MAX_CAPABILITY_WORDS, Held, Tuple, between
 
 MAGIC = b"REDQ"
 VERSION_MAJOR = 2
@@ -30,13 +30,18 @@ def _capabilities(fixed: int) -> tuple[Any, ...]:
         return Rebuild(between(Int32ul, 0, MAX_CAPABILITY_WORDS), len_(this[name]))
 
     any_words = this.num_common_caps + this.num_channel_caps > 0
+    offset = Held(
+        Int32ul,
+        lambda at, ctx: at >= fixed or not any_words(ctx),
+        "a place behind the fixed part",
+    )
     return (
         "num_common_caps" / count("common_caps"),
         "num_channel_caps" / count("channel_caps"),
-        # A reply that is an error is all zero behind it.
-        "caps_offset" / Rebuild(Int32ul, lambda ctx: 0 if ctx.get("error") else fixed),
+        # A LinkReply with an error has no words and is all zero behind the error.
+        "caps_offset"
+        / Rebuild(offset, lambda ctx: fixed if any_words(ctx) or not ctx.get("error") else 0),
         "start" / If(any_words, Seek(this.caps_offset)),
-        Check(lambda ctx: ctx.caps_offset >= fixed or not any_words(ctx)),
         "common_caps" / Tuple(Array(this.num_common_caps, Int32ul)),
         "channel_caps" / Tuple(Array(this.num_channel_caps, Int32ul)),
     )

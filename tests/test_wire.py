@@ -1,0 +1,495 @@
+"""The messages: what is written is what is read, and any bytes are a message or one clear error.
+
+The strategies are derived from the declarations, so a new message is under test as soon as it is
+declared. The quick codec is held against construct, byte for byte and error for error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import construct
+import numpy as np
+import pytest
+from construct import Int16ul, Int32ul, Struct
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spiceshm.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from spiceshm.wire import (
+    MESSAGES,
+    Message,
+    Record,
+    Sender,
+    cursor,
+    display,
+    hot,
+    inputs,
+    link,
+    lookup,
+    main,
+    shm,
+    types,
+)
+from spiceshm.wire import base as base_messages
+from spiceshm.wire.base import Ack, MiniHeader
+from spiceshm.wire.cursor import FLAG_NONE, Cursor, CursorHeader
+from spiceshm.wire.display import Bitmap, Image
+from spiceshm.wire.link import LinkMess, LinkReply
+from spiceshm.wire.message import As, message, record
+from spiceshm.wire.shm import ShmDamage, ShmDamageHandled
+from spiceshm.wire.types import Clip, Held, Limited, Rects, Tuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hypothesis.strategies import DataObject, SearchStrategy
+
+MODULES = (base_messages, main, display, shm, inputs, cursor, link, types)
+KINDS = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": kind
+    for module in MODULES
+    for name, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, Record) and kind.__module__ == module.__name__
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def examples(most: int) -> settings:
+    """How many examples are drawn; nobody's clock matters."""
+    return settings(max_examples=most, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+MOST = 70
+"""More elements than this are drawn nowhere."""
+
+
+# strategies, by what a layout says
+
+
+def messages_of(kind: type[Record]) -> SearchStrategy[Any]:
+    special = {Bitmap: bitmaps, Image: images, Cursor: cursors}
+    return special[kind]() if kind in special else plain(kind)
+
+
+@functools.cache
+def plain(kind: type[Record]) -> SearchStrategy[Any]:
+    """Any value in each field, one independent of the other."""
+    layout = layout_of(kind)
+    return st.builds(
+        kind,
+        **{name: values_of(layout[name], layout) for name in names_of(kind)},
+    )
+
+
+def names_of(kind: type[Record]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+
+
+def layout_of(kind: type[Record]) -> dict[str, Any]:
+    return {subcon.name: subcon.subcon for subcon in kind.layout.subcons if subcon.name}
+
+
+def values_of(subcon: Any, layout: dict[str, Any]) -> SearchStrategy[Any]:
+    match subcon:
+        case construct.FormatField():
+            bits = 8 * subcon.sizeof()
+            low = -(1 << bits - 1) if subcon.fmtstr[-1].islower() else 0
+            return st.integers(low, low + (1 << bits) - 1)
+        case Limited():
+            low, high, others = limits_of(subcon)
+            return st.sampled_from(others) if others else st.integers(low, high)
+        case Held() | construct.Rebuild() | construct.Renamed():
+            return values_of(subcon.subcon, layout)
+        case As():
+            return messages_of(subcon.kind)
+        case Rects():
+            return rects(*counts(subcon.subcon.length.lhs, layout))
+        case Clip():
+            return st.none() | rects(0, 5)
+        case Tuple():
+            few, many = counts(subcon.subcon.count, layout)
+            element = values_of(subcon.subcon.subcon, layout)
+            return st.lists(element, min_size=few, max_size=many).map(tuple)
+        case construct.Bytes() if isinstance(subcon.length, int):
+            return st.binary(min_size=subcon.length, max_size=subcon.length)
+        case construct.Bytes():
+            return st.binary(max_size=counts(subcon.length, layout)[1])
+        case construct.GreedyBytes:
+            return st.binary(max_size=MOST)
+    raise TypeError(f"no strategy for {subcon!r}")
+
+
+def limits_of(subcon: Limited) -> tuple[int, int, list[int]]:
+    """What a limited field accepts: a range, or a list."""
+    words = subcon._accepts
+    if words.startswith("in "):
+        low, high = words.removeprefix("in ").split("..")
+        return int(low), int(high), []
+    return 0, 0, [int(word) for word in words.split(" or ")]
+
+
+def counts(expression: Any, layout: dict[str, Any]) -> tuple[int, int]:
+    """Fewest and most elements, by the field that counts them."""
+    counter = layout.get(str(expression).removeprefix("this['").removesuffix("']"))
+    while counter is not None and not isinstance(counter, Limited):
+        counter = getattr(counter, "subcon", None)
+    low, high, _ = limits_of(counter) if counter is not None else (0, MOST, [])
+    return low, min(high, MOST)
+
+
+def rects(few: int, many: int) -> SearchStrategy[Any]:
+    """An array of rectangles, of any numbers at all."""
+    sized = st.integers(few, many).map(lambda n: 16 * n)
+    data = sized.flatmap(lambda size: st.binary(min_size=size, max_size=size))
+    return data.map(lambda b: np.frombuffer(b, "<i4").reshape(-1, 4))
+
+
+@st.composite
+def bitmaps(draw: Any) -> Bitmap:
+    x, y = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    stride = x * 4 + draw(st.integers(0, 5))
+    data = draw(st.binary(min_size=stride * y, max_size=stride * y))
+    return Bitmap(draw(st.integers(0, 255)), draw(st.integers(0, 255)), x, y, stride, data)
+
+
+@st.composite
+def images(draw: Any) -> Image:
+    identity, flags = draw(st.integers(0, (1 << 64) - 1)), draw(st.integers(0, 255))
+    width, height = draw(st.integers(0, (1 << 32) - 1)), draw(st.integers(0, (1 << 32) - 1))
+    kind = draw(st.integers(0, 255))
+    content = draw(st.binary(max_size=MOST) if kind else bitmaps())
+    return Image(identity, kind, flags, width, height, content)
+
+
+@st.composite
+def cursors(draw: Any) -> Cursor:
+    flags = draw(st.integers(0, 0xFFFF))
+    if flags & FLAG_NONE:
+        return Cursor(flags, None, draw(st.binary(max_size=8)))
+    width, height = draw(st.integers(1, 20)), draw(st.integers(1, 4))
+    kind, hot_spot = draw(st.integers(0, 255)), draw(st.integers(0, 0xFFFF))
+    header = CursorHeader(draw(st.integers(0, 1 << 63)), kind, width, height, hot_spot, 0)
+    enough = 5 * width * height + 2 * height
+    return Cursor(flags, header, draw(st.binary(min_size=enough, max_size=enough + 9)))
+
+
+@st.composite
+def spoilt(draw: Any, kind: type[Record]) -> bytes:
+    """Bytes near a message of this kind, or of no kind."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.binary(max_size=100))
+    body = bytearray(draw(messages_of(kind)).packed)
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(body)))
+        what = draw(st.sampled_from(["cut", "set", "huge", "add", "remove"]))
+        if what == "cut":
+            del body[at:]
+        elif what == "set":
+            body[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif what == "huge":
+            body[at : at + 4] = b"\xff\xff\xff\xff"
+        elif what == "add":
+            body[at:at] = draw(st.binary(min_size=1, max_size=20))
+        else:
+            del body[at : at + 4]
+    return bytes(body)
+
+
+# help
+
+
+def unlike(a: Any, b: Any) -> str:
+    """The first field in which two messages differ, whatever their bytes are; "" if none."""
+    if type(a) is not type(b):
+        return f"{a!r} {b!r}"
+    if isinstance(a, Record):
+        for name in names_of(type(a)):
+            if found := unlike(getattr(a, name), getattr(b, name)):
+                return f"{name}: {found}"
+        return ""
+    if isinstance(a, np.ndarray):
+        same = a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+    elif isinstance(a, tuple):
+        same = len(a) == len(b) and not any(map(unlike, a, b))
+    else:
+        same = a == b
+    return "" if same else f"{a!r} {b!r}"
+
+
+def told(attempt: Callable[[], Any]) -> Any:
+    """A result, or what the error says."""
+    try:
+        return attempt()
+    except ProtocolError as error:
+        return type(error), error.message, error.field, error.detail
+
+
+def check_error(error: ProtocolError, kind: type[Record]) -> None:
+    """It names the message and a field of it, in one line."""
+    assert error.message == kind.title
+    assert error.field.partition(".")[0] in {"", *layout_of(kind)}
+    assert error.detail
+    assert "\n" not in str(error)
+    assert str(error).startswith(f"{kind.title}: ")
+
+
+# there and back
+
+
+def test_every_message_is_among_the_kinds() -> None:
+    assert set(MESSAGES.values()) < set(KINDS.values())
+
+
+@each_kind
+@examples(20)
+@given(data=st.data())
+def test_what_is_written_is_read(kind: type[Record], data: DataObject) -> None:
+    written = data.draw(messages_of(kind))
+    read = kind.parse(written.packed)
+    assert not unlike(read, written)
+    assert read.packed == written.packed
+    assert read == written
+    assert hash(read) == hash(written)
+
+
+@each_kind
+@examples(30)
+@given(data=st.data())
+def test_any_bytes_are_a_message_or_one_error(kind: type[Record], data: DataObject) -> None:
+    body = data.draw(spoilt(kind))
+    try:
+        read = kind.parse(body)
+    except RemoteProtocolError as error:
+        check_error(error, kind)
+    else:
+        assert type(read) is kind
+        # What was read can be written, and then reads the same.
+        assert not unlike(kind.parse(read.packed), read)
+        if kind.exact and len(read.packed) != len(body):
+            assert kind is base_messages.Notify  # its NUL may be missing
+            assert read.packed == body + b"\0"
+
+
+@each_kind
+@examples(15)
+@given(data=st.data())
+def test_a_cut_is_blamed_on_the_field_that_it_is_in(kind: type[Record], data: DataObject) -> None:
+    ends = list(ends_of(kind))
+    if not ends:
+        return
+    body = data.draw(messages_of(kind)).packed
+    cut = data.draw(st.integers(0, ends[-1][1] - 1))
+    with pytest.raises(RemoteProtocolError) as caught:
+        kind.parse(body[:cut])
+    check_error(caught.value, kind)
+    assert caught.value.field.partition(".")[0] == next(name for name, end in ends if cut < end)
+
+
+def ends_of(kind: type[Record]) -> Iterator[tuple[str, int]]:
+    """The fields before the first one of no fixed size, each with the place of its end."""
+    end = 0
+    for subcon in kind.layout.subcons:
+        try:
+            end += subcon.sizeof()
+        except (construct.SizeofError, LookupError, AttributeError):  # it depends on others
+            return
+        yield subcon.name, end
+
+
+TAKES_THE_REST = {
+    *(base_messages.Ping, main.AgentData, main.ClientAgentData, inputs.KeyScancode),
+    *(Cursor, cursor.CursorInit, cursor.CursorSet),
+}
+"""The last field is as long as the body lets it be."""
+
+
+@each_kind
+@examples(5)
+@given(data=st.data())
+def test_bytes_behind_the_last_field_are_an_error(kind: type[Record], data: DataObject) -> None:
+    one = data.draw(messages_of(kind))
+    body = one.packed + b"\1"
+    opaque = isinstance(one, Image) and isinstance(one.content, bytes)
+    if not kind.exact or kind in TAKES_THE_REST or opaque:
+        assert kind.parse(body)
+        return
+    with pytest.raises(RemoteProtocolError, match="1 bytes too many") as caught:
+        kind.parse(body)
+    check_error(caught.value, kind)
+
+
+@each_kind
+@examples(3)
+@given(data=st.data())
+def test_a_number_that_does_not_fit_is_our_own_error(kind: type[Record], data: DataObject) -> None:
+    good = data.draw(messages_of(kind))
+    for name in names_of(kind):
+        if isinstance(getattr(good, name), int):
+            bad = dataclasses.replace(good, **{name: 1 << 70})
+            with pytest.raises(LocalProtocolError) as caught:
+                assert bad.packed
+            check_error(caught.value, kind)
+            assert caught.value.field == name
+
+
+# what a message is like
+
+
+@each_kind
+@examples(2)
+@given(data=st.data())
+def test_a_message_cannot_be_changed(kind: type[Record], data: DataObject) -> None:
+    one = data.draw(messages_of(kind))
+    if isinstance(one, Message):
+        one = hot.parse(kind, one.packed)  # type: ignore[arg-type]
+    for name in [*names_of(kind), "another"]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, name, 0)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(one, name)
+
+
+@pytest.mark.parametrize("kind", MESSAGES.values(), ids=lambda kind: kind.__name__)
+@examples(5)
+@given(data=st.data())
+def test_a_message_in_words_is_one_line(kind: type[Message], data: DataObject) -> None:
+    one = data.draw(messages_of(kind))
+    text = str(one)
+    assert text.isprintable()
+    assert text.split(" ")[0] == kind.title == text.partition(" ")[0]
+    assert all(f" {name}=" in text for name in names_of(kind))
+    assert len(text) < 100 * (len(names_of(kind)) + 1)
+
+
+def test_bytes_are_told_by_their_number() -> None:
+    assert str(base_messages.Ping(3, 4, b"\n" * 5)) == "base.ping id=3 timestamp=4 data=5B"
+
+
+def test_messages_of_two_kinds_are_never_equal() -> None:
+    assert inputs.KeyDown(1) != inputs.KeyUp(1)
+    assert inputs.KeyDown(1) == inputs.KeyDown(1)
+    assert inputs.KeyDown(1) != inputs.KeyDown(2)
+    assert len({inputs.KeyDown(1), inputs.KeyUp(1), inputs.KeyDown(1)}) == 2
+
+
+@pytest.mark.parametrize("channel", ["main", "display", "inputs", "cursor"])
+def test_messages_of_all_channels_are_found_on_each(channel: str) -> None:
+    assert lookup(channel, Sender.SERVER, 4) is base_messages.Ping
+    assert lookup(channel, Sender.CLIENT, 3) is base_messages.Pong
+    assert lookup(channel, Sender.CLIENT, 4) is None
+    assert lookup(channel, Sender.SERVER, 9999) is None
+
+
+def test_a_number_is_declared_once() -> None:
+    class Twice(Message):
+        layout = Struct("a" / Int16ul)
+        a: int
+
+    before = dict(MESSAGES)
+    with pytest.raises(TypeError, match=r"main\.twice.*main\.init"):
+        message("main", Sender.SERVER, 103)(Twice)
+    assert before == MESSAGES
+
+
+def test_every_field_is_in_the_layout() -> None:
+    class Odd(Record):
+        layout = Struct("a" / Int16ul)
+        a: int
+        b: int
+
+    with pytest.raises(TypeError, match=r"Odd: no \['b'\] in its layout"):
+        record(Odd)
+
+
+# capability words
+
+
+@pytest.mark.parametrize("words", range(33))
+def test_any_number_of_capability_words_up_to_32(words: int) -> None:
+    many = tuple(range(1, words + 1))
+    for common, channel in ((many, ()), ((), many), (many, many)):
+        mess = LinkMess(1, 2, 3, common, channel)
+        assert not unlike(LinkMess.parse(mess.packed), mess)
+        assert len(mess.packed) == 18 + 4 * (len(common) + len(channel))
+        reply = LinkReply(0, bytes(162), common, channel)
+        assert not unlike(LinkReply.parse(reply.packed), reply)
+        assert len(reply.packed) == 178 + 4 * (len(common) + len(channel))
+
+
+@pytest.mark.parametrize("which", ["common", "channel"])
+@pytest.mark.parametrize("words", [33, 1024])
+def test_more_than_32_capability_words_are_refused(which: str, words: int) -> None:
+    caps = {"common_caps": (), "channel_caps": (), f"{which}_caps": (0,) * words}
+    body = LinkMess(1, 2, 3, (), ()).packed
+    at = 6 if which == "common" else 10
+    body = body[:at] + words.to_bytes(4, "little") + body[at + 4 :] + bytes(4 * words)
+    with pytest.raises(RemoteProtocolError) as theirs:
+        LinkMess.parse(body)
+    for mine in (LinkMess(1, 2, 3, **caps), LinkReply(0, bytes(162), **caps)):
+        with pytest.raises(LocalProtocolError) as ours:
+            assert mine.packed
+        assert ours.value.field == theirs.value.field == f"num_{which}_caps"
+    assert theirs.value.detail == f"{words} is not in 0..32"
+
+
+@given(st.frozensets(st.integers(0, 32 * 32 - 1)))
+def test_capability_bits_and_words(bits: frozenset[int]) -> None:
+    words = types.words_from_caps(bits)
+    assert types.caps_from_words(words) == bits
+    assert types.caps_from_words((*words, 0)) == bits
+    assert len(words) == (max(bits) // 32 + 1 if bits else 0)
+
+
+def test_the_extensions_bit_is_in_the_third_word() -> None:
+    words = types.words_from_caps({types.DisplayCap.SHARED_MEMORY})
+    assert words == (0, 0, 0x00080000)
+
+
+# the quick codec
+
+
+@pytest.mark.parametrize("kind", [ShmDamage, ShmDamageHandled, Ack, display.Mark])
+@examples(300)
+@given(data=st.data())
+def test_quick_reading_is_construct_s(kind: type[Message], data: DataObject) -> None:
+    body = data.draw(spoilt(kind))
+    slow = told(lambda: kind.parse(body))
+    for given_as in (body, memoryview(b"?" + body)[1:]):
+        assert not unlike(told(lambda given_as=given_as: hot.parse(kind, given_as)), slow)
+
+
+@examples(200)
+@given(st.data())
+def test_quick_writing_is_construct_s(data: DataObject) -> None:
+    number = st.one_of(st.integers(-1, 1 << 70), st.integers(0, 1 << 31))
+    side = st.one_of(st.integers(-(1 << 31), (1 << 31) - 1), st.sampled_from([1 << 31, -1 << 40]))
+    four = data.draw(st.lists(st.tuples(side, side, side, side), max_size=66))
+    told_as: list[Any] = [four, [rect[:3] for rect in four], [x for rect in four for x in rect]]
+    if all(-(1 << 31) <= x < 1 << 31 for rect in four for x in rect):
+        array = np.array(four, "<i4").reshape(-1, 4)
+        told_as += [array, array.astype(">i8"), np.asfortranarray(array), array[::-1], array[:, :3]]
+    numbers = [data.draw(number) for _ in range(6)]
+    for given_as in told_as:
+        slow = told(lambda given_as=given_as: ShmDamage(*numbers, given_as).packed)
+        assert told(lambda given_as=given_as: hot.pack(ShmDamage(*numbers, given_as))) == slow
+    slow = told(lambda: ShmDamageHandled(*numbers[:2]).packed)
+    assert told(lambda: hot.pack(ShmDamageHandled(*numbers[:2]))) == slow
+
+
+@given(st.binary(min_size=6, max_size=6))
+def test_quick_header_is_construct_s(data: bytes) -> None:
+    header = MiniHeader.parse(data)
+    assert hot.MINI.unpack(data) == (header.type, header.size)
+    assert hot.MINI.pack(header.type, header.size) == data == header.packed
+    assert hot.MINI.size == MiniHeader.layout.sizeof() == 6
+
+
+def test_what_is_derived_is_the_integers_at_the_head_of_a_layout() -> None:
+    assert hot.derive(ShmDamage.layout).format == "<LLQQQLLLL"
+    assert hot.derive(ShmDamageHandled.layout).format == "<LLQ"
+    assert hot.derive(Struct("a" / Int16ul, "b" / construct.Bytes(2), "c" / Int32ul)).format == "<H"
+    assert hot.derive(Struct("a" / construct.Bytes(2), "b" / Int32ul)).size == 0
