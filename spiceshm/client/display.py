@@ -357,8 +357,7 @@ class RemoteDisplay:
             lease = self._ended.popleft()
             del self._leases[lease.serial]
             self._machine.release(lease.serial)
-        for data, descriptors in self._machine.data_to_send():
-            self._stream.send(data, descriptors)
+        self._stream.send_parts(self._machine.data_to_send())
 
     def close(self) -> None:
         """Nothing more is received; pixels that somebody holds stay readable."""

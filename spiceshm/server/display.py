@@ -279,8 +279,8 @@ async def serve(
     """Serve a display at ``addresses``; without any at the user's default socket.
 
     An address is ``unix:/path``, ``unix:@name`` or ``tcp:host:port``. ``shm="off"`` speaks ordinary
-    SPICE only. ``shm_limit`` is how many bytes of shared memory may be in use at once; a client that
-    would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is asked of
+    SPICE only. ``shm_limit`` is how many bytes of shared memory may be in use at once; a client
+    that would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is asked of
     every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix sockets
     must be of our own user.
 

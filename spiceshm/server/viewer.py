@@ -74,6 +74,7 @@ class Viewer:
         self._on_its_way: Frame | None = None
         self._scope = trio.CancelScope()
         self._failure: Exception | None = None
+        self._left = False
         self._announced: str | None = None
 
     @property
@@ -104,6 +105,8 @@ class Viewer:
 
     def published(self) -> None:
         """A new frame, surface or segment is there. Never raises: a broken one ends by itself."""
+        if self._left:
+            return
         try:
             self._pump()
         except SpiceShmError as error:
@@ -158,8 +161,7 @@ class Viewer:
                 if self._machine.shared and self._version != self._shown.pool.version:
                     self._offer(self._shown.pool)
                 self._send_frames(self._shown)
-        for data, descriptors in self._machine.data_to_send():
-            self._stream.send(data, descriptors)
+        self._stream.send_parts(self._machine.data_to_send())
 
     def _change(self, surface: Surface | None) -> None:
         """Show another surface; returns without having done it while replies are awaited."""
@@ -330,6 +332,7 @@ class Viewer:
 
     def _leave(self) -> None:
         """Everything that this client held comes back to the pools."""
+        self._left = True
         for surface, reader in self._lent.values():
             surface.leave(reader)
         self._lent.clear()

@@ -129,6 +129,16 @@ class Stream:
             self._unsent.append(left)
             self._blocked.set()
 
+    def send_parts(self, parts: Sequence[tuple[bytes, tuple[Descriptor, ...]]]) -> None:
+        """`send` each of ``parts``, data and descriptors; on failure no descriptor stays open."""
+        for at, (data, descriptors) in enumerate(parts):
+            try:
+                self.send(data, descriptors)
+            except BaseException:
+                for _, never_sent in parts[at + 1 :]:
+                    _close_all(never_sent)
+                raise
+
     def _try_send(
         self, data: memoryview, descriptors: tuple[Descriptor, ...]
     ) -> tuple[memoryview, tuple[Descriptor, ...]] | None:

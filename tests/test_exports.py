@@ -1,0 +1,136 @@
+"""What the package says of itself: every exported name is there, in order, and documented."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+import spiceshm
+
+PACKAGES = ["spiceshm"] + [
+    f"spiceshm.{module.name}" for module in pkgutil.iter_modules(spiceshm.__path__) if module.ispkg
+]
+EXPORTING = [name for name in PACKAGES if hasattr(importlib.import_module(name), "__all__")]
+NAMES = [(name, export) for name in EXPORTING for export in importlib.import_module(name).__all__]
+
+
+def order(name: str) -> tuple[int, str]:
+    """CONSTANTS, then Classes, then functions."""
+    rank = 0 if name.isupper() else 1 if name[0].isupper() else 2
+    return rank, name
+
+
+def described_beside(module: types.ModuleType, name: str) -> bool:
+    """Whether a string stands behind the assignment of ``name`` in the source of a module."""
+    body = ast.parse(inspect.getsource(module)).body
+    for node, after in zip(body, body[1:], strict=False):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    return False
+
+
+def home_of(package: str, name: str) -> types.ModuleType:
+    """The module that a package has a name from."""
+    root = importlib.import_module(package)
+    for node in ast.parse(inspect.getsource(root)).body:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return importlib.import_module("." * node.level + (node.module or ""), package)
+    return root
+
+
+def has_words(value: object) -> bool:
+    """Whether it has a docstring that somebody wrote: dataclasses and the like make their own."""
+    words = inspect.getdoc(value) if not inspect.isclass(value) else value.__dict__.get("__doc__")
+    return bool(words) and not str(words).startswith(f"{getattr(value, '__name__', '')}(")
+
+
+def test_packages_that_export_anything_are_found() -> None:
+    assert {"spiceshm", "spiceshm.wire", "spiceshm.protocol", "spiceshm.memory"} <= set(EXPORTING)
+    assert {"spiceshm.server", "spiceshm.client", "spiceshm.transport"} <= set(EXPORTING)
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_every_exported_name_exists(package: str, name: str) -> None:
+    assert hasattr(importlib.import_module(package), name)
+
+
+@pytest.mark.parametrize("package", EXPORTING)
+def test_exports_are_sorted_and_named_once(package: str) -> None:
+    names = importlib.import_module(package).__all__
+    assert list(names) == sorted(set(names), key=order)
+
+
+@pytest.mark.parametrize("package", EXPORTING)
+def test_nothing_public_is_left_out(package: str) -> None:
+    """What a package's own __init__ imports by name it also exports."""
+    root = importlib.import_module(package)
+    imported = {
+        alias.asname or alias.name
+        for node in ast.parse(inspect.getsource(root)).body
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    }
+    assert imported == set(root.__all__)
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_every_exported_name_is_documented(package: str, name: str) -> None:
+    value = getattr(importlib.import_module(package), name)
+    if isinstance(value, types.ModuleType) or inspect.isclass(value) or inspect.isroutine(value):
+        assert has_words(value)
+    else:
+        home = home_of(package, name)
+        assert described_beside(home, name) or f"``{name}" in (home.__doc__ or "")
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_public_methods_are_documented(package: str, name: str) -> None:
+    """But for properties and the like, whose name may say it all."""
+    value = getattr(importlib.import_module(package), name)
+    if inspect.isclass(value):
+        for key, member in vars(value).items():
+            if inspect.isfunction(member) and not key.startswith("_") and key not in SAID_BY_NAME:
+                assert has_words(member), f"{name}.{key}"
+
+
+SAID_BY_NAME = {"close", "fileno", "data_to_send", "credentials", "receive_data"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_says_what_it_is(package: str) -> None:
+    root = importlib.import_module(package)
+    for module in [root, *map(importlib.import_module, modules_in(root))]:
+        assert has_words(module), module.__name__
+
+
+def modules_in(package: types.ModuleType) -> list[str]:
+    return [
+        f"{package.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.name not in ("__main__", "xscreen", "x11")  # need the extra x11
+    ]
+
+
+def named_on_the_map() -> set[str]:
+    """The first column of the map in ``spiceshm.__doc__``."""
+    lines = re.findall(r"^    ([a-z0-9_, ]+?)  ", spiceshm.__doc__ or "", re.MULTILINE)
+    return {name for line in lines for name in line.split(", ")}
+
+
+def test_the_map_names_every_subpackage_and_nothing_else() -> None:
+    there = {module.name for module in pkgutil.iter_modules(spiceshm.__path__)}
+    packages = {name.removeprefix("spiceshm.") for name in PACKAGES[1:]}
+    assert packages <= named_on_the_map() <= there
+
+
+def test_the_version_is_the_one_that_is_installed() -> None:
+    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
+    assert f'version = "{spiceshm.__version__}"' in text

@@ -1,0 +1,245 @@
+"""An X desktop as several programs see it: from a drawing to a numpy array in the reader.
+
+The same for each: an Xvfb of 1920x1080, on which a square is painted in a new colour when the
+reader has seen the last one and has had a moment to wait again. Time counts from before the request
+is sent to the X server until the reader finds the colour in an array (height, width, 4) of the whole
+screen. mss asks for a screenshot (MIT-SHM) as often as it can, as that is the only way to notice
+anything; x11vnc polls as often as its options allow, and asyncvnc reads what it sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import trio
+
+import spiceshm
+
+from .process import Failed, cpu_ns, total_cpu_ns, workers
+from .stats import Measures, latencies
+from .work import HD, TILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+Peer = Literal["spiceshm", "mss", "vnc"]
+
+_X, _Y = HD[0] // 4, HD[1] // 4
+_PAUSE_S = 0.02
+_START_S = 20.0
+_STOP = 0xFFFFFF
+_FIRST = 3
+"""Pictures that are not counted."""
+
+
+def lacks(peer: Peer) -> str | None:
+    """How to install what a peer needs, where it is not."""
+    missing = []
+    if shutil.which("Xvfb") is None:
+        missing.append("apt-get install xvfb")
+    if peer == "vnc" and shutil.which("x11vnc") is None:
+        missing.append("apt-get install x11vnc")
+    modules = {"spiceshm": ["xcffib"], "mss": ["mss", "xcffib"], "vnc": ["asyncvnc", "xcffib"]}
+    missing += [f"pip install {m}" for m in modules[peer] if importlib.util.find_spec(m) is None]
+    return "; ".join(missing) or None
+
+
+class _Notes:
+    """Tells the parent of every new colour."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._last = -1
+
+    def saw(self, colour: int) -> bool:
+        """Note what the square shows now; returns whether it was the last one."""
+        if colour != self._last:
+            self._last = colour
+            self._link.send((colour, time.monotonic_ns()))
+        return colour == _STOP
+
+
+def _number(pixel: Any) -> int:
+    """The colour of one pixel B, G, R, X."""
+    return int(pixel[0]) | int(pixel[1]) << 8 | int(pixel[2]) << 16
+
+
+# Readers
+
+
+def look_spiceshm(link: Connection, address: str) -> None:
+    async def run() -> None:
+        notes = _Notes(link)
+        async with spiceshm.connect(address, shm="require") as display:
+            async for frame in display.frames():
+                if notes.saw(_number(frame.pixels[_Y, _X])):
+                    return
+
+    trio.run(run)
+
+
+def look_mss(link: Connection, display: str) -> None:
+    import mss
+
+    notes = _Notes(link)
+    with mss.MSS(display=display) as screen:
+        while True:
+            shot = screen.grab(screen.monitors[0])
+            pixels = np.frombuffer(shot.raw, np.uint8).reshape(shot.height, shot.width, 4)
+            if notes.saw(_number(pixels[_Y, _X])):
+                return
+
+
+def look_vnc(link: Connection, port: str) -> None:
+    import asyncvnc
+
+    async def run() -> None:
+        notes = _Notes(link)
+        async with asyncvnc.connect("127.0.0.1", int(port)) as client:
+            order = [client.video.mode.index(part) for part in "bgr"]
+            while True:
+                client.video.refresh()
+                while await client.read() is not asyncvnc.UpdateType.VIDEO:
+                    pass
+                if notes.saw(_number(client.video.data[_Y, _X][order])):
+                    return
+
+    asyncio.run(run())
+
+
+_READERS = {"spiceshm": look_spiceshm, "mss": look_mss, "vnc": look_vnc}
+
+
+# What they look at
+
+
+@contextmanager
+def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@contextmanager
+def _xvfb() -> Iterator[tuple[str, int]]:
+    """An X server; gives its display and its pid."""
+    screen = f"{HD[0]}x{HD[1]}x24"
+    command = ["Xvfb", "-displayfd", "1", "-nolisten", "tcp", "-noreset", "-screen", "0", screen]
+    with _program(command) as process:
+        assert process.stdout is not None
+        number = process.stdout.readline().strip()
+        if not number:
+            raise Failed("Xvfb did not start")
+        yield f":{number}", process.pid
+
+
+@contextmanager
+def _served(peer: Peer, display: str) -> Iterator[tuple[str, list[int]]]:
+    """What a peer needs between X server and reader: what the reader is told, and the pids."""
+    with ExitStack() as stack:
+        if peer == "mss":
+            yield display, []
+        elif peer == "vnc":
+            port = _free_port()
+            command = ["x11vnc", "-display", display, "-localhost", "-nopw", "-shared", "-forever"]
+            command += ["-wait", "1", "-defer", "1", "-rfbport", str(port)]
+            process = stack.enter_context(_program(command))
+            _await_line(process, "PORT=")
+            yield str(port), [process.pid]
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-bench-"))
+            command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--source", "x11"]
+            command += ["--display", display, "--fps", "0", "--listen", f"unix:{directory}/s"]
+            process = stack.enter_context(_program(command))
+            said = json.loads(_await_line(process, "{"))
+            yield said["listening"][0]["address"], [process.pid]
+
+
+def _await_line(process: subprocess.Popen[str], start: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise Failed(f"{process.args[0]} ended early")  # type: ignore[index]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+class _Canvas:
+    """Paints the square, as any X client does."""
+
+    def __init__(self, display: str) -> None:
+        import xcffib
+        import xcffib.xproto
+
+        self._connection = xcffib.connect(display=display)
+        self._root = self._connection.get_setup().roots[0].root
+        self._context = self._connection.generate_id()
+        self._foreground = xcffib.xproto.GC.Foreground
+        self._square = [xcffib.xproto.RECTANGLE.synthetic(_X, _Y, TILE, TILE)]
+        self._connection.core.CreateGC(self._context, self._root, self._foreground, [0])
+
+    def paint(self, colour: int) -> int:
+        """Returns when it was begun."""
+        begun = time.monotonic_ns()
+        core = self._connection.core
+        core.ChangeGC(self._context, self._foreground, [colour])
+        core.PolyFillRectangle(self._root, self._context, len(self._square), self._square)
+        self._connection.flush()
+        return begun
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+def measure(peer: Peer, seconds: float) -> Measures:
+    """Paint for so long and see how soon ``peer`` sees it. Raises Failed."""
+    with _xvfb() as (display, x_pid), _served(peer, display) as (place, pids), workers() as start:
+        reader = start(_READERS[peer], place)
+        canvas = _Canvas(display)
+        try:
+            reader.receive()
+            taken = []
+            colour, end = 0, time.monotonic() + seconds
+            while time.monotonic() < end or colour < _FIRST + 2:
+                if colour == _FIRST:
+                    cpu = cpu_ns(reader.pid), total_cpu_ns([x_pid, *pids])
+                time.sleep(_PAUSE_S)
+                colour += 1
+                begun = canvas.paint(colour)
+                seen = -1
+                while seen != colour:
+                    seen, when = reader.receive()
+                taken.append(when - begun)
+            used = cpu_ns(reader.pid) - cpu[0], total_cpu_ns([x_pid, *pids]) - cpu[1]
+            canvas.paint(_STOP)
+        finally:
+            canvas.close()
+    counted = taken[_FIRST:]
+    return {
+        "reader_cpu_us": used[0] / 1000 / len(counted),
+        "server_cpu_us": used[1] / 1000 / len(counted),
+        **latencies("done", np.array(counted, np.int64)),
+    }
