@@ -1931,27 +1931,7 @@ async def a_whole_show(it: HostileServer) -> None:
     await it.display.find(shm.ShmDamageHandled)
 
 
-@functools.cache
-def bytes_of_a_show() -> int:
-    """How many bytes a server says in `a_whole_show`."""
-
-    async def count() -> int:
-        async def act(it: HostileServer) -> None:
-            await a_whole_show(it)
-            sent.append(it.main.sent + it.display.sent)
-
-        sent: list[int] = []
-        async with hostile(act) as address, spiceshm.connect(address) as remote:
-            async for _ in remote.frames():
-                if sent:
-                    break
-                await trio.sleep(0)
-        return sent[0]
-
-    return trio.run(count)
-
-
-async def watch(address: str) -> int:
+async def show(address: str) -> int:
     """Look at a display for as long as it lives; returns the serial of the last frame."""
     seen = 0
     with contextlib.suppress(spiceshm.Disconnected):
@@ -1962,20 +1942,243 @@ async def watch(address: str) -> int:
     return seen
 
 
+async def bytes_of_a_show() -> int:
+    sent = 0
+
+    async def act(it: HostileServer) -> None:
+        nonlocal sent
+        await a_whole_show(it)
+        sent = it.main.sent + it.display.sent
+        it.stack.close()
+
+    async with hostile(act) as address:
+        assert await show(address) == 2
+    return sent
+
+
 async def test_a_server_may_go_at_every_point() -> None:
     """After every single byte of what it says."""
-    outcomes = []
+    seen = []
     async with scene() as at:
-        for budget in range(BYTES_OF_A_SHOW):
+        for budget in range(await bytes_of_a_show()):
             with trio.fail_after(SOON):
                 async with hostile(a_whole_show, budget=[budget]) as address:
-                    outcomes.append(await watch(address))
+                    seen.append(await show(address))
             if budget % 50 == 0:
                 await at.all_is_well(frames=1)
         await at.all_is_well()
-    assert outcomes == sorted(outcomes)
-    assert set(outcomes) == {0, 1}
-"""
+    assert seen == sorted(seen)
+    assert set(seen) == {0, 1}
 
 
-"""
+async def test_a_server_that_hangs_before_anything_is_shown_is_given_up_after_10_s(
+    jumping: trio.testing.MockClock,
+) -> None:
+    first_frame = await bytes_of_a_show() - 2 * 70  # two messages of damage
+    async with scene() as at:
+        for budget in [*range(0, first_frame, 60), first_frame]:
+            async with hostile(a_whole_show, budget=[budget], hang=True) as address:
+                start = trio.current_time()
+                with pytest.raises(spiceshm.ConnectError) as caught:
+                    await show(address)
+                assert HANDSHAKE <= trio.current_time() - start < HANDSHAKE + 2
+            assert str(caught.value) == (f"{address}: nothing was shown within 10 s of connecting")
+        await at.all_is_well()
+
+
+@pytest.mark.parametrize("descriptor", ["never", "never, for a later offer"])
+async def test_an_offer_whose_descriptor_never_comes_is_given_up_after_10_s(
+    descriptor: str, jumping: trio.testing.MockClock
+) -> None:
+    async def act(it: HostileServer) -> None:
+        if descriptor != "never":
+            await it.share()
+            await it.display.find(shm.ShmDamageHandled)
+        await it.display.put(offer(2))
+
+    async with scene() as at, hostile(act) as address:
+        start = trio.current_time()
+        with trio.fail_after(100), pytest.raises(spiceshm.SpiceShmError) as caught:
+            async with spiceshm.connect(address) as remote:
+                async for _ in remote.frames():
+                    pass
+        assert HANDSHAKE <= trio.current_time() - start < HANDSHAKE + 2
+        assert "\n" not in str(caught.value)
+        await at.all_is_well()
+
+
+NONSENSE: dict[str, tuple[bytes, type[Exception], str]] = {
+    "nothing": (b"", spiceshm.Disconnected, "the other end closed the connection"),
+    "VNC": (
+        b"RFB 003.008\n    ",
+        spiceshm.RemoteProtocolError,
+        "link_header: invalid_magic: 52 46 42 20",
+    ),
+    "a web server": (
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        spiceshm.RemoteProtocolError,
+        "link_header: invalid_magic: 48 54 54 50",
+    ),
+    "another version": (
+        link_header(major=1, size=178) + bytes(178),
+        spiceshm.RemoteProtocolError,
+        "link_header: version_mismatch: 52 45 44 51",
+    ),
+    "a reply of 4 GiB": (
+        link_header(size=0xFFFFFFFF),
+        spiceshm.RemoteProtocolError,
+        "link_header: invalid_data: 52 45 44 51",
+    ),
+    "a reply of nothing": (
+        link_header(size=0),
+        spiceshm.RemoteProtocolError,
+        "link_header: invalid_data: 52 45 44 51",
+    ),
+    "no key": (
+        link_header(size=178) + struct.pack("<I162sIII", 0, bytes(162), 0, 0, 178),
+        spiceshm.RemoteProtocolError,
+        "link_reply: pub_key: .*",
+    ),
+    "capabilities outside": (
+        link_header(size=178) + struct.pack("<I162sIII", 0, bytes(162), 2, 2, 0xFFFFFFFF),
+        spiceshm.RemoteProtocolError,
+        "link_reply: .*",
+    ),
+    "a refusal": (
+        link_header(size=178) + struct.pack("<I162sIII", 5, bytes(162), 0, 0, 178),
+        spiceshm.LinkRefused,
+        r"the server refused the connection: need secured \(5\)",
+    ),
+    "a refusal of no known kind": (
+        link_header(size=178) + struct.pack("<I162sIII", 99, bytes(162), 0, 0, 178),
+        spiceshm.LinkRefused,
+        r"the server refused the connection: unknown \(99\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+async def test_what_is_no_spice_server_is_one_line(what: str) -> None:
+    said, kind, why = NONSENSE[what]
+    with short_directory() as place, trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(f"{place}/h")
+        listener.listen()
+
+        async def serve() -> None:
+            sock, _ = await listener.accept()
+            with sock:
+                await sock.send(said)
+                sock.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):
+                    while await sock.recv(1000):
+                        pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with trio.fail_after(SOON), pytest.raises(spiceshm.SpiceShmError) as caught:
+                async with spiceshm.connect(f"unix:{place}/h"):
+                    pass
+        assert type(caught.value) is kind
+        assert re.fullmatch(rf"unix:{re.escape(str(place))}/h: {why}", str(caught.value))
+
+
+# What holds whatever the server does
+
+
+async def test_a_segment_withdrawn_while_a_frame_is_held_stays_readable() -> None:
+    withdrawn, let_go = trio.Event(), trio.Event()
+
+    async def act(it: HostileServer) -> None:
+        await it.share()
+        await it.offer(2, fds=[it.keep(memory())])
+        await it.display.put(WITHDRAW_1)
+        await it.display.put(raw(4, struct.pack("<IQ", 1, 2)))  # its PONG: all was read
+        await it.display.find(Pong)
+        withdrawn.set()
+        assert (await it.display.find(shm.ShmDamageHandled)).serial == 1
+        await it.display.put(damage(2, segment_id=2, shm_offset=PAGE + BUFFER))
+        let_go.set()
+
+    async with scene() as at, hostile(act) as address:
+        async with spiceshm.connect(address) as remote:
+            frames = remote.frames()
+            frame = await anext(frames)
+            held = frame.pixels
+            with trio.fail_after(SOON):
+                await withdrawn.wait()
+            assert (held == 1).all()
+            assert len(hostile_maps()) == 2
+            assert remote.segment_bytes == SIZE
+            del held
+            with trio.fail_after(SOON):
+                frame = await anext(frames)
+                await let_go.wait()
+            assert (frame.pixels == 2).all()
+            assert len(hostile_maps()) == 1  # nobody looks into the other one any more
+        await at.all_is_well()
+
+
+def hostile_maps() -> list[str]:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in maps if "/memfd:hostile" in line]
+
+
+async def test_every_mapping_of_a_client_is_read_only() -> None:
+    async def act(it: HostileServer) -> None:
+        await it.share()
+
+    async with hostile(act) as address, spiceshm.connect(address) as remote:
+        frame = await anext(remote.frames())
+        assert not frame.pixels.flags.writeable
+        with pytest.raises(ValueError, match="read-only|WRITEABLE"):
+            frame.pixels[0, 0] = 1
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            frame.pixels.flags.writeable = True
+        [line] = hostile_maps()
+        assert line.split()[1] == "r--s"
+
+
+@pytest.mark.parametrize("channel", ["main", "display"])
+async def test_a_flood_of_pings_is_answered_and_disturbs_nobody(channel: str) -> None:
+    rounds = 2000
+
+    async def act(it: HostileServer) -> None:
+        await it.share()
+        wire = it.main if channel == "main" else it.display
+        ping = raw(4, struct.pack("<IQ", 1, 2) + bytes(100))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.write, ping * rounds)
+            for _ in range(rounds):
+                await wire.find(Pong)
+        done.set()
+
+    done = trio.Event()
+    async with scene() as at, hostile(act) as address:
+        async with spiceshm.connect(address) as remote:
+            await anext(remote.frames())
+            while not done.is_set():
+                await at.all_is_well(frames=1)
+
+
+@pytest.mark.parametrize("channel", ["main", "display"])
+async def test_a_server_that_pings_and_never_reads_costs_no_memory(channel: str) -> None:
+    most = 8 << 20
+
+    async def act(it: HostileServer) -> None:
+        nonlocal sent
+        await it.share()
+        wire = it.main if channel == "main" else it.display
+        block = raw(4, struct.pack("<IQ", 1, 2)) * 5000
+        while sent < most:
+            await wire.write(block)
+            sent += len(block)
+
+    sent = 0
+    async with scene() as at, hostile(act) as address:
+        async with spiceshm.connect(address) as remote:
+            await anext(remote.frames())
+            before = -1
+            while sent > before and sent < most:  # until it is no longer read, or all is
+                before = sent
+                await at.all_is_well(frames=20)
+            assert sent < most, "the client took it all, so it keeps the answers"

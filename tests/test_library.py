@@ -518,3 +518,27 @@ async def test_pace(autojump_clock: trio.testing.MockClock) -> None:
                 break
     steps = np.diff(times)
     assert steps == pytest.approx([0.1, 0.1, 1.0, 0.0, 0.1], abs=0.01)
+
+
+async def test_statistics_tell_who_holds_what(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        frame = await next_frame(remote)
+        async with spiceshm.connect(address, shm="off"):
+            for step in range(1, 6):
+                surface.draw(picture(step))
+            shared, ordinary = sorted(
+                (viewer.stats for viewer in display.viewers), key=lambda stats: not stats.shm
+            )
+            assert (shared.shm, ordinary.shm) == (True, False)
+            assert shared.reason is None
+            assert ordinary.reason == "the client does not want shared memory"
+            assert (shared.held_frames, ordinary.held_frames) == (1, 0)
+            assert shared.held_s >= 0
+            assert shared.lag_frames == 5
+            assert shared.coalesced == 4
+            assert shared.frames == 1
+            assert ordinary.bytes_sent > WIDTH * HEIGHT * 4 > shared.bytes_sent
+        frame.release()
+        del frame
+        await until(remote, picture(5))
+        assert display.viewers[0].stats.lag_frames == 0

@@ -8,13 +8,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 
-from ..server import Display, serve
+import trio
+
+from ..nursery import open_nursery
+from ..server import Display, ViewerStats, serve
+from ..server.display import SHM_LIMIT
 from ..transport import default_address
 from ..wire.types import MAX_SIDE
-from .common import OK, UsageError, address, parser, read_password, run, until_interrupted
+from .common import OK, UsageError, address, count, parser, read_password, run, until_interrupted
 
 NAME = "spiceshm-server"
 DESCRIPTION = """\
@@ -35,6 +40,7 @@ exit status: 0 ended by a signal, 1 could not run, 2 wrong options."""
 DEFAULT_SURFACE = (1920, 1080)
 DEFAULT_FPS = 60.0
 MAX_FPS = 1000.0
+STATS_S = 1.0
 
 
 def _surface(text: str) -> tuple[int, int]:
@@ -109,6 +115,18 @@ def _options() -> argparse.ArgumentParser:
         "--no-auth", action="store_true", help="let anybody in who reaches a TCP address"
     )
     options.add_argument(
+        "--shm-limit-mb",
+        type=count,
+        metavar="N",
+        help="megabytes of shared memory in use at most (default: 1024)",
+    )
+    options.add_argument(
+        "--stats", action="store_true", help="every second a table of the clients on stderr"
+    )
+    options.add_argument(
+        "--stats-json", action="store_true", help="every second one JSON object on stdout"
+    )
+    options.add_argument(
         "--json", action="store_true", help="say where it listens as one JSON object on stdout"
     )
     return options
@@ -154,13 +172,44 @@ async def _serve(arguments: argparse.Namespace) -> int:
         serve(
             *arguments.listen or (),
             shm=arguments.shm,
+            shm_limit=arguments.shm_limit_mb << 20 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,
             no_auth=arguments.no_auth,
         ) as display,
     ):
         _announce(display, what, arguments)
-        await show(display)
+        async with open_nursery() as nursery:
+            if arguments.stats or arguments.stats_json:
+                nursery.start_soon(_report, display, arguments)
+            await show(display)
     return OK
+
+
+async def _report(display: Display, arguments: argparse.Namespace) -> None:
+    """Every second, how each client does."""
+    before = display.surface.serial if display.surface else 0
+    while True:
+        await trio.sleep(STATS_S)
+        serial = display.surface.serial if display.surface else 0
+        fps, before = (serial - before) / STATS_S, serial
+        viewers = [viewer.stats for viewer in display.viewers]
+        if arguments.stats_json:
+            summary = {"serial": serial, "fps": fps, "shm_bytes": display.shm_bytes}
+            print(json.dumps({**summary, "clients": [asdict(v) for v in viewers]}), flush=True)
+        if arguments.stats:
+            print(_table(viewers, fps, display.shm_bytes), file=sys.stderr, flush=True)
+
+
+def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
+    lines = [f"{fps:.1f} frames/s, {shm_bytes / 1e6:.1f} MB shared, {len(viewers)} clients"]
+    if viewers:
+        lines.append("    frames coalesced   lag  held   held s       sent B  how     client")
+    lines += (
+        f"{v.frames:10} {v.coalesced:9} {v.lag_frames:5} {v.held_frames:5} {v.held_s:8.3f} "
+        f"{v.bytes_sent:12}  {'shared' if v.shm else 'SPICE '}  {v.peer}"
+        for v in viewers
+    )
+    return "\n".join(lines)
 
 
 def _announce(display: Display, what: str, arguments: argparse.Namespace) -> None:

@@ -23,8 +23,10 @@ from ..errors import (
     Disconnected,
     FramesHeld,
     MemoryRefused,
+    LinkRefused,
     ProtocolError,
     Refusal,
+    RemoteProtocolError,
     SpiceShmError,
 )
 from ..memory import MappedSegment
@@ -135,7 +137,12 @@ class RemoteDisplay:
         assert self._stream is not None
         self._received(self._machine.receive_data(first))
         while True:
-            data, descriptors = await self._stream.receive()
+            if self._stream.pending:  # a server that does not read our answers is not read either
+                await self._stream.settled()
+            if self._machine.awaits_descriptor:
+                data, descriptors = await _in_time(self._stream)
+            else:
+                data, descriptors = await self._stream.receive()
             self._received(self._machine.receive_data(data, descriptors))
 
     def fail(self, error: SpiceShmError) -> None:
@@ -437,6 +444,25 @@ async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> No
         remote.fail(error)
     except Disconnected as error:
         remote.fail(Disconnected(f"{remote.address}: {error}"))
+
+
+async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:
+    """The bytes behind an offer."""
+    with trio.move_on_after(HANDSHAKE_S):
+        return await stream.receive()
+    raise RemoteProtocolError(
+        "display.shm_offer", "descriptor", f"did not come within {HANDSHAKE_S:g} s"
+    )
+
+
+@contextlib.contextmanager
+def _named(place: Address) -> Iterator[None]:
+    """What goes wrong in the block says with which server."""
+    try:
+        yield
+    except (ProtocolError, Disconnected, LinkRefused) as error:
+        error.args = (f"{place}: {error}",)
+        raise
 
 
 @contextlib.contextmanager

@@ -329,6 +329,11 @@ class ClientDisplay(_Display):
             return None
         return message
 
+    @property
+    def awaits_descriptor(self) -> bool:
+        """Whether nothing but the byte behind an offer may come next."""
+        return self._awaited is not None
+
     def _unknown(self, number: int) -> None:
         if self.shareable and shm.FIRST_NUMBER <= number <= shm.LAST_NUMBER:
             raise RemoteProtocolError(f"display message {number}", "", "is unknown")

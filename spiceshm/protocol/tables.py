@@ -19,6 +19,8 @@ from ..wire import Message, cursor, display, inputs, main, shm
 
 
 class State(enum.Enum):
+    """Where a channel is; both ends use the same, and a channel has those of its own table."""
+
     START = "nothing has been said yet"
     OPEN = "the channel's INIT has been sent"
     READY = "the display client is ready; there is neither surface nor offer"

@@ -6,6 +6,6 @@ client is sent.
 
 from .display import Display, serve
 from .surface import Drawing, Surface
-from .viewer import Viewer
+from .viewer import Viewer, ViewerStats
 
-__all__ = ["Display", "Drawing", "Surface", "Viewer", "serve"]
+__all__ = ["Display", "Drawing", "Surface", "Viewer", "ViewerStats", "serve"]

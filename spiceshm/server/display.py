@@ -280,9 +280,9 @@ async def serve(
 
     An address is ``unix:/path``, ``unix:@name`` or ``tcp:host:port``. ``shm="off"`` speaks ordinary
     SPICE only. ``shm_limit`` is how many bytes of shared memory may be in use at once; a client
-    that would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is asked of
-    every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix sockets
-    must be of our own user.
+    that would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is
+    asked of every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix
+    sockets must be of our own user.
 
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
     ValueError for a password that is too long. At the end of the block every connection is closed.

@@ -8,6 +8,8 @@ in the reader's accumulated damage. One task reads; sending never waits.
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +44,26 @@ ORDINARY_WINDOW = 1
 """Each update is acknowledged by itself, so that one at most is on its way."""
 
 
+@dataclass(frozen=True)
+class ViewerStats:
+    """One client's display channel in figures."""
+
+    peer: str
+    shm: bool
+    """Whether it looks into shared memory; if not, ``reason`` says why."""
+    reason: str | None
+    frames: int
+    """Frames (shared) or updates (ordinary) sent so far."""
+    coalesced: int
+    """Frames that it was sent only as damage of a later one."""
+    lag_frames: int
+    """Frames published since the last one that it was sent."""
+    held_frames: int
+    """Frames that it holds now, and for how long it has held the oldest, in seconds."""
+    held_s: float
+    bytes_sent: int
+
+
 class Viewer:
     """A client's display channel. ``no_sharing`` says why its memory cannot be shared, if so."""
 
@@ -55,8 +77,7 @@ class Viewer:
         no_sharing: str | None,
     ) -> None:
         self.peer = stream.peer
-        self.frames = 0
-        """Frames (shared) or updates (ordinary) sent so far."""
+        self._frames = 0
         self._stream = stream
         self._machine = machine
         self._surface = surface
@@ -65,7 +86,8 @@ class Viewer:
         self._shown: Surface | None = None
         self._marked = False
         self._reader: Reader | None = None
-        self._lent: dict[int, tuple[Surface, Reader]] = {}
+        self._lent: dict[int, tuple[Surface, Reader, float]] = {}
+        self._sent_serial = 0
         self._ids: dict[Segment, int] = {}
         self._version = -1
         self._pumping = self._again = False
@@ -81,6 +103,23 @@ class Viewer:
     def shared(self) -> bool:
         """Whether this client looks into our memory."""
         return self._machine.shared
+
+    @property
+    def stats(self) -> ViewerStats:
+        """How this client does, now."""
+        since = [lent for _, _, lent in self._lent.values()]
+        reader, surface = self._reader, self._shown
+        return ViewerStats(
+            peer=self.peer,
+            shm=self.shared,
+            reason=None if self.shared else self._no_sharing or self._machine.refusal,
+            frames=self._frames,
+            coalesced=reader.coalesced if reader else 0,
+            lag_frames=surface.serial - self._sent_serial if surface and self._sent_serial else 0,
+            held_frames=len(since),
+            held_s=round(time.monotonic() - min(since), 3) if since else 0.0,
+            bytes_sent=self._stream.bytes_sent,
+        )
 
     async def run(self, first: bytes) -> None:
         """Serve the channel to its end; ``first`` is what came behind the link phase.
@@ -120,7 +159,7 @@ class Viewer:
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, ShmDamageHandled):
-            surface, reader = self._lent.pop(message.serial)
+            surface, reader, _ = self._lent.pop(message.serial)
             surface.release(reader, message.serial)
             if reader is not self._reader and not reader.leases:
                 surface.leave(reader)
@@ -294,9 +333,9 @@ class Viewer:
         pool = surface.pool
         if self._machine.shared:
             while self._machine.may_lend() and (frame := pool.lend(self._reader)):
-                self._lent[frame.serial] = surface, self._reader
+                self._lent[frame.serial] = surface, self._reader, time.monotonic()
                 self._machine.send(self._damage(frame))
-                self._sent()
+                self._sent(frame)
             return
         if self._on_its_way is not None and self._delivered():
             surface.delivered(self._reader, self._on_its_way)
@@ -304,7 +343,7 @@ class Viewer:
         if frame := pool.read(self._reader):
             for rect in frame.rects:
                 self._machine.send(_draw_copy(frame.buffer.pixels, rect))
-            self._sent()
+            self._sent(frame)
             self._update_ends = self._machine.acks.sent
             self._reader.busy = True
             self._on_its_way = frame
@@ -320,8 +359,9 @@ class Viewer:
             np.array(frame.rects, "<i4"),
         )
 
-    def _sent(self) -> None:
-        self.frames += 1
+    def _sent(self, frame: Frame) -> None:
+        self._frames += 1
+        self._sent_serial = frame.serial
         if not self._marked:
             self._marked = True
             self._machine.send(display.Mark())
@@ -333,7 +373,7 @@ class Viewer:
     def _leave(self) -> None:
         """Everything that this client held comes back to the pools."""
         self._left = True
-        for surface, reader in self._lent.values():
+        for surface, reader, _ in self._lent.values():
             surface.leave(reader)
         self._lent.clear()
         if self._shown is not None and self._reader is not None:

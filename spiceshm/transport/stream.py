@@ -56,6 +56,7 @@ class Stream:
         self._view = memoryview(self._buffer)
         self._unsent: deque[tuple[memoryview, tuple[Descriptor, ...]]] = deque()
         self._blocked = trio.Event()
+        self._settled = trio.Event()
         self.peer = peer
         """The other end, in words fit for a log line."""
         self.bytes_received = 0
@@ -184,6 +185,18 @@ class Stream:
             if left is not None:
                 self._unsent.appendleft(left)
                 return
+        self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until everything is with the kernel, while another task flushes.
+
+        Who answers whatever comes waits here before reading on, so that a peer that asks and never
+        reads costs no memory.
+        """
+        while self._unsent:
+            if self._settled.is_set():
+                self._settled = trio.Event()
+            await self._settled.wait()
 
     async def drain(self) -> None:
         """Wait until everything is with the kernel; for streams without a flushing task."""
@@ -197,6 +210,7 @@ class Stream:
         for _, descriptors in self._unsent:
             _close_all(descriptors)
         self._unsent.clear()
+        self._settled.set()
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()

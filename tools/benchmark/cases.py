@@ -1,0 +1,500 @@
+"""Every case that is measured, and the tables that compare them: declared here, run elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from . import ends, floor, handover, startup, xdesktop
+from .work import (
+    HD,
+    IDLE_PAUSE_S,
+    TILE,
+    UHD,
+    VGA,
+    Work,
+    adjacent,
+    everything,
+    scattered,
+    tile,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from .stats import Measures
+
+READERS = (1, 2, 4, 8, 16)
+SHARING: dict[str, Literal["shm", "unix", "tcp"]] = {
+    "shm": "shm",
+    "unix": "unix",
+    "tcp": "tcp",
+}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every case is measured under. ``floor`` is the C program, None if there is no compiler.
+
+    ``cores`` are those that may be pinned to, at least one.
+    """
+
+    floor: Path | None
+    cores: tuple[int, ...]
+    seconds: float
+    warmup: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to run once a round. ``lacks`` says what is missing here for it, and how to get it.
+
+    ``quick`` cases are those of a quick run.
+    """
+
+    name: str
+    run: Callable[[Conditions], Measures]
+    lacks: Callable[[Conditions], str | None]
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: one measure of a case, and what it is divided by in each round."""
+
+    label: str
+    case: str
+    measure: str
+    against: str | None = None
+    against_measure: str | None = None
+    unit: str = "us"
+
+
+@dataclass(frozen=True)
+class Table:
+    """``name`` selects it, ``note`` says what its figures include, ``columns`` are whose they are.
+
+    ``better`` is "less" or "more", of the ratio.
+    """
+
+    name: str
+    title: str
+    note: str
+    columns: tuple[str, str]
+    better: Literal["less", "more", ""]
+    rows: tuple[Row, ...]
+
+
+# Cases
+
+
+def _present(_: Conditions) -> None:
+    return None
+
+
+def _two_cores(work: Work, conditions: Conditions) -> str | None:
+    if work.cores == "two" and len(conditions.cores) < 2:
+        return "two cores to pin to are needed"
+    return None
+
+
+def _lacks_floor(work: Work, conditions: Conditions) -> str | None:
+    return floor.HOW_TO if conditions.floor is None else _two_cores(work, conditions)
+
+
+def _ours(work: Work, c: Conditions) -> Measures:
+    return ends.measure(work, c.cores, c.seconds, c.warmup)
+
+
+def _floor(work: Work, c: Conditions) -> Measures:
+    assert c.floor is not None
+    return floor.measure(c.floor, work, c.cores, c.seconds, c.warmup)
+
+
+def _ours_case(name: str, work: Work, quick: bool) -> Case:
+    return Case(name, partial(_ours, work), partial(_two_cores, work), quick)
+
+
+def _floor_case(name: str, work: Work, quick: bool) -> Case:
+    return Case(f"floor/{name}", partial(_floor, work), partial(_lacks_floor, work), quick)
+
+
+_PACES: dict[str, tuple[str, float, Literal["two", "one"]]] = {
+    "idle": ("idle", IDLE_PAUSE_S, "two"),
+    "busy": ("saturated", 0.0, "two"),
+    "core": ("same core", 0.0, "one"),
+}
+_TILES: dict[str, tuple[str, Work]] = {
+    "1": ("1 tile", Work(HD, tile(HD))),
+    "8": ("8 tiles", Work(HD, scattered(HD, 8))),
+    "64": ("64 tiles, adjacent", Work(HD, adjacent(HD, 64))),
+    "64-scattered": ("64 tiles, scattered", Work(HD, scattered(HD, 64))),
+}
+_MOVING = Work(HD, tile(HD), pause_s=IDLE_PAUSE_S, step=TILE)
+_FRAMES: dict[str, tuple[str, Work]] = {
+    "1080p-draw": ("1080p by draw", Work(HD, everything(HD))),
+    "1080p-frame": ("1080p by frame", Work(HD, everything(HD), "fill")),
+    "4k-draw": ("4K by draw", Work(UHD, everything(UHD))),
+    "4k-frame": ("4K by frame", Work(UHD, everything(UHD), "fill")),
+}
+_QUICK = {
+    *("idle-1", "busy-1", "core-1", "idle-8", "idle-64", "idle-64-scattered"),
+    *("idle-1080p-draw", "idle-1080p-frame"),
+}
+
+
+def _paced() -> Iterator[tuple[str, Work]]:
+    """The jobs that are done both in C and by us, one tile or all of the screen."""
+    for pace, (_, pause_s, cores) in _PACES.items():
+        for kind, (_, work) in (_TILES | _FRAMES).items():
+            yield f"{pace}-{kind}", replace(work, pause_s=pause_s, cores=cores)
+    yield "idle-moving", _MOVING
+
+
+def _windows() -> Iterator[tuple[str, Work]]:
+    for credits in (1, 8):
+        for cores in ("two", "one"):
+            yield f"window-{credits}-{cores}", Work(HD, tile(HD), credits=credits, cores=cores)
+
+
+def _sizes() -> Iterator[tuple[str, Work]]:
+    for name, size in (("4k", UHD), ("vga", VGA)):
+        yield f"size-{name}", Work(size, tile(size), pause_s=IDLE_PAUSE_S)
+
+
+def _crowds() -> Iterator[tuple[str, Work]]:
+    for count in READERS:
+        for way in SHARING.values():
+            work = Work(HD, everything(HD), "stamp", cores="any", readers=count, through=way)
+            yield f"readers-{count}-{way}", work
+
+
+def _with_slow() -> Iterator[tuple[str, Work]]:
+    for slow in (0, 1):
+        work = Work(HD, everything(HD), "stamp", cores="any", readers=2, slow=slow)
+        yield f"slow-{slow}", work
+
+
+def _pixels() -> Iterator[tuple[str, Work]]:
+    for way in SHARING.values():
+        yield f"tile-{way}", Work(HD, tile(HD), pause_s=IDLE_PAUSE_S, through=way)
+        yield f"frame-{way}", Work(HD, everything(HD), pause_s=IDLE_PAUSE_S, through=way)
+
+
+def all_cases() -> dict[str, Case]:
+    """Every case by name."""
+    both = {*_QUICK, "window-8-two", "window-8-one", "size-4k", "size-vga"}
+    ours = {*both, "readers-8-shm", "readers-8-unix", "slow-0", "slow-1"}
+    made: list[Case] = []
+    for name, work in (*_paced(), *_windows(), *_sizes()):
+        made.append(_floor_case(name, work, name in both))
+        made.append(_ours_case(name, work, name in ours))
+    for name, work in (*_crowds(), *_with_slow(), *_pixels()):
+        made.append(_ours_case(name, work, name in ours))
+    made += _others()
+    return {case.name: case for case in made}
+
+
+def _others() -> Iterator[Case]:
+    for peer in ("spiceshm", "mss", "vnc"):
+        yield Case(
+            f"x11-{peer}",
+            lambda c, peer=peer: xdesktop.measure(peer, c.seconds),
+            lambda _, peer=peer: xdesktop.lacks(peer),
+            True,
+        )
+    for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
+        job = replace(work, pause_s=IDLE_PAUSE_S)
+        yield Case(
+            f"iceoryx2-{name}",
+            lambda c, job=job: handover.measure(job, c.cores, c.seconds),
+            lambda _: handover.lacks(),
+            True,
+        )
+    yield Case("python", lambda _: startup.python(), _present, True)
+    yield Case("programs", lambda _: startup.programs(), _present, True)
+
+
+# Tables
+
+
+def _against_floor(label: str, case: str, measure: str = "seen_p50_us", unit: str = "us") -> Row:
+    return Row(label, case, measure, f"floor/{case}", unit=unit)
+
+
+def _latency_rows() -> Iterator[Row]:
+    for pace, (how, _, _) in _PACES.items():
+        for kind, (label, _) in _TILES.items():
+            yield _against_floor(f"{label}, {how}", f"{pace}-{kind}")
+            if (pace, kind) == ("idle", "1"):
+                yield _against_floor("1 tile that moves, idle", "idle-moving")
+
+
+def _frame_rows() -> Iterator[Row]:
+    for pace, (how, _, _) in _PACES.items():
+        for kind, (label, _) in _FRAMES.items():
+            case = f"{pace}-{kind}"
+            yield _against_floor(f"{label}, {how}: from begin", case, "done_p50_us")
+            yield _against_floor(f"{label}, {how}: from publish", case)
+
+
+def _window_rows() -> Iterator[Row]:
+    for credits in (1, 8):
+        for cores, where in (("two", "two cores"), ("one", "same core")):
+            case = f"window-{credits}-{cores}"
+            yield _against_floor(f"window {credits}, {where}", case, "updates_per_s", "/s")
+
+
+def _crowd_rows(way: str) -> Iterator[Row]:
+    for count in READERS:
+        label = f"{count} reader{'s' * (count > 1)}"
+        mine, other = f"readers-{count}-shm", f"readers-{count}-{way}"
+        yield Row(f"{label}: frames/s in all", mine, "deliveries_per_s", other, unit="/s")
+
+
+def _share_rows(way: str) -> Iterator[Row]:
+    for count in READERS:
+        label = f"{count} reader{'s' * (count > 1)}: server CPU each"
+        mine, other = f"readers-{count}-shm", f"readers-{count}-{way}"
+        yield Row(label, mine, "server_cpu_per_delivery_us", other)
+
+
+def _cost_rows() -> Iterator[Row]:
+    for case, label in (
+        ("idle-1", "1 tile, idle"),
+        ("core-1", "1 tile, same core"),
+        ("core-64", "64 tiles, adjacent, same core"),
+        ("idle-1080p-draw", "1080p by draw, idle"),
+    ):
+        yield _against_floor(f"{label}: server", case, "server_cpu_us")
+        yield _against_floor(f"{label}: reader", case, "reader_cpu_us")
+
+
+def _byte_rows() -> Iterator[Row]:
+    for case, label in (
+        ("core-1", "1 tile"),
+        ("core-8", "8 tiles"),
+        ("core-64", "64 tiles, adjacent"),
+        ("core-64-scattered", "64 tiles, scattered"),
+        ("idle-1080p-draw", "1080p"),
+    ):
+        yield Row(label, case, "wire_bytes", case, "painted_bytes", unit="B")
+
+
+def _pixel_rows(way: str) -> Iterator[Row]:
+    for kind, label in (("tile", "1 tile"), ("frame", "1080p")):
+        other = f"{kind}-{way}"
+        yield Row(f"{label}: begun until copied", other, "done_p50_us", f"{kind}-shm")
+        yield Row(f"{label}: server CPU", other, "server_cpu_us", f"{kind}-shm")
+        yield Row(f"{label}: reader CPU", other, "reader_cpu_us", f"{kind}-shm")
+
+
+def _x11_rows() -> Iterator[Row]:
+    yield Row("spiceshm, --source x11", "x11-spiceshm", "done_p50_us")
+    yield Row("spiceshm: reader CPU", "x11-spiceshm", "reader_cpu_us")
+    yield Row("spiceshm: CPU of X and server", "x11-spiceshm", "server_cpu_us")
+    for peer, label in (("mss", "mss, MIT-SHM"), ("vnc", "asyncvnc from x11vnc")):
+        yield Row(label, f"x11-{peer}", "done_p50_us", "x11-spiceshm")
+        yield Row(f"{peer}: reader CPU", f"x11-{peer}", "reader_cpu_us", "x11-spiceshm")
+        yield Row(f"{peer}: CPU of X and server", f"x11-{peer}", "server_cpu_us", "x11-spiceshm")
+
+
+def _handover_rows() -> Iterator[Row]:
+    for kind, label, ours in (("tile", "1 tile", "idle-1"), ("frame", "1080p", "idle-1080p-draw")):
+        yield Row(f"{label}: published until copied", ours, "seen_p50_us", f"iceoryx2-{kind}")
+        yield Row(f"{label}: sender's CPU", ours, "server_cpu_us", f"iceoryx2-{kind}")
+        yield Row(f"{label}: reader's CPU", ours, "reader_cpu_us", f"iceoryx2-{kind}")
+
+
+def _startup_rows() -> Iterator[Row]:
+    yield Row("import spiceshm", "python", "import_ms", "python", "bare_ms", "ms")
+    yield Row("server: until it listens", "programs", "listening_ms", "python", "bare_ms", "ms")
+    yield Row("client: until a frame", "programs", "first_frame_ms", "python", "bare_ms", "ms")
+
+
+def _memory_rows() -> Iterator[Row]:
+    yield Row("segments", "programs", "segment_bytes", unit="B")
+    for end in ("server", "client"):
+        for kind in ("private", "shared"):
+            yield Row(f"{end}: {kind}", "programs", f"{end}_{kind}_bytes", unit="B")
+
+
+_FLOOR = ("spiceshm", "C floor")
+_TILE_NOTE = (
+    f"Two processes, 1920x1080, tiles of {TILE}x{TILE} that stay in place unless they move. Time "
+    "counts from the publisher's stamp (its pixels are in shared memory then) until the reader "
+    "holds the view and has copied the damaged pixels to private memory. Idle: two pinned cores, "
+    "2 ms between updates; saturated: two pinned cores, the next update when the last is "
+    "released; same core: the same with both ends pinned to one core, which is the CPU's work. "
+    "The C floor sends as many bytes and copies as many pixels with memcpy; it never merges."
+)
+
+TABLES = (
+    Table("latency", "Published until seen", _TILE_NOTE, _FLOOR, "less", tuple(_latency_rows())),
+    Table(
+        "frames",
+        "Full frames",
+        "As above, with all of the screen damaged: copied from an array by surface.draw, or set "
+        "in place by surface.frame. From begin: the producer's own copying counts too; the C "
+        "floor copies with memcpy or sets with memset.",
+        _FLOOR,
+        "less",
+        tuple(_frame_rows()),
+    ),
+    Table(
+        "updates",
+        "Updates a second",
+        "One tile as fast as the window allows: 1 or 8 updates under way (connect's credits). The "
+        "reader copies all damage; of several frames that wait it is handed the newest, with the "
+        "damage of all. Same core: both ends pinned to one.",
+        _FLOOR,
+        "more",
+        tuple(_window_rows()),
+    ),
+    Table(
+        "size",
+        "Does the size of the surface matter",
+        "Published until seen for one tile, idle, on a surface of 4K and on one of 640x480.",
+        ("4K", "640x480"),
+        "less",
+        (
+            Row("spiceshm", "size-4k", "seen_p50_us", "size-vga"),
+            Row("C floor", "floor/size-4k", "seen_p50_us", "floor/size-vga"),
+        ),
+    ),
+    Table(
+        "readers",
+        "Many readers: shared memory and pixels through a Unix socket",
+        "1920x1080, all of it damaged in every update, though the producer paints one line only, "
+        "so that handing over is what is measured. Every reader is a process that copies all "
+        "pixels; nothing is pinned. Server CPU is that of its process, by frames delivered.",
+        ("shared", "Unix socket"),
+        "",
+        (*_crowd_rows("unix"), *_share_rows("unix")),
+    ),
+    Table(
+        "readers-tcp",
+        "Many readers: shared memory and pixels through TCP",
+        "As above, pixels through TCP on the loopback device.",
+        ("shared", "TCP"),
+        "",
+        (*_crowd_rows("tcp"), *_share_rows("tcp")),
+    ),
+    Table(
+        "slow",
+        "A slow reader beside two quick ones",
+        "As above with two readers, and with a third one that holds each frame for 100 ms.",
+        ("with", "without"),
+        "",
+        (
+            Row("quick readers: frames/s", "slow-1", "deliveries_per_s", "slow-0", unit="/s"),
+            Row("quick readers: published until seen", "slow-1", "seen_p50_us", "slow-0"),
+        ),
+    ),
+    Table(
+        "cpu",
+        "CPU time of an update",
+        "User and system time of each process for one update, the producer's painting and the "
+        "reader's copying included.",
+        _FLOOR,
+        "less",
+        tuple(_cost_rows()),
+    ),
+    Table(
+        "bytes",
+        "Bytes of an update",
+        "On the wire both ways, acknowledgements included, and in pixels. Each pixel is written "
+        "once by the producer and read once by the reader's own copy; tiles that move are besides "
+        "carried forward once by the server.",
+        ("wire", "pixels"),
+        "less",
+        tuple(_byte_rows()),
+    ),
+    Table(
+        "unix",
+        "Pixels through a Unix socket instead",
+        "The same public API in ordinary SPICE (shm off), one reader, two pinned cores, 2 ms "
+        "between updates.",
+        ("Unix socket", "shared"),
+        "less",
+        tuple(_pixel_rows("unix")),
+    ),
+    Table(
+        "tcp",
+        "Pixels through TCP instead",
+        "As above, through TCP on the loopback device.",
+        ("TCP", "shared"),
+        "less",
+        tuple(_pixel_rows("tcp")),
+    ),
+    Table(
+        "x11",
+        "An X desktop",
+        "Xvfb of 1920x1080; from before a square is painted until its colour is in the reader's "
+        "numpy array of the whole screen. spiceshm-server with --fps 0; mss takes screenshots "
+        "without a pause; x11vnc -wait 1 -defer 1 and asyncvnc. Nothing is pinned.",
+        ("program", "spiceshm"),
+        "less",
+        tuple(_x11_rows()),
+    ),
+    Table(
+        "handover",
+        "iceoryx2",
+        "Its Python binding, publish-subscribe with an event to wake the reader: the bare pixels "
+        "of the rectangle as a payload, no surface, no damage; two pinned cores, 2 ms between "
+        "updates.",
+        ("spiceshm", "iceoryx2"),
+        "less",
+        tuple(_handover_rows()),
+    ),
+    Table(
+        "startup",
+        "Starting",
+        "From the start of the process, against a Python that does nothing. The server shows its "
+        "test pattern in 1920x1080; the client begins when the server listens.",
+        ("spiceshm", "bare Python"),
+        "less",
+        tuple(_startup_rows()),
+    ),
+    Table(
+        "memory",
+        "Memory",
+        "A server of 1920x1080 and one client of one credit, after the first frame: segments as "
+        "the client was offered them; resident memory of each process, private and shared (the "
+        "same pages in both), without code.",
+        ("spiceshm", ""),
+        "",
+        tuple(_memory_rows()),
+    ),
+)
+
+
+def selected(tables: Iterable[Table], names: Iterable[str]) -> list[Table]:
+    """The tables, of them the rows, that ``names`` mean: patterns of tables or cases; none: all."""
+    from fnmatch import fnmatch
+
+    wanted = list(names)
+    if not wanted:
+        return list(tables)
+
+    def means(*words: str) -> bool:
+        return any(fnmatch(word, name) for word in words for name in wanted)
+
+    found = []
+    for table in tables:
+        rows = tuple(row for row in table.rows if means(table.name, row.case))
+        if rows:
+            found.append(replace(table, rows=rows))
+    return found
+
+
+def needed(tables: Iterable[Table], *, quick: bool = False) -> list[Case]:
+    """The cases that the rows of these tables are made of; ``quick`` only the quick ones."""
+    cases = all_cases()
+    names: dict[str, None] = {}
+    for table in tables:
+        for row in table.rows:
+            names |= {name: None for name in (row.case, row.against) if name is not None}
+    return [cases[name] for name in names if cases[name].quick or not quick]
