@@ -1,11 +1,11 @@
 """Every interleaving of writer and readers, walked with the real `Pool`, not with a model of it.
 
 The surface has two pixels; frames draw the left one, the right one or both. From each state every
-action that is possible is tried: publish, lend, release of any held frame, join, leave, growth that
-each reader accepts, refuses or never answers, giving memory back, and the end of the surface (a mode
-change). States that were seen before are not walked again. At every state the rules hold: the writer
-has a free buffer, a lease is what a reader holds, a held frame does not change, a mirror kept from
-damage alone is the picture.
+action that is possible is tried: publish, lend, release of any held frame, join, leave, growth
+that each reader accepts, refuses or never answers, giving memory back, and the end of the surface
+(a mode change). States that were seen before are not walked again. At every state the rules hold:
+the writer has a free buffer, a lease is what a reader holds, a held frame does not change, a mirror
+kept from damage alone is the picture.
 
 SPICESHM_WALK_SCALE=2 walks the larger cases too (minutes).
 """
