@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import functools
 import gc
-import itertools
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,23 +38,23 @@ from cryptography.hazmat.primitives.serialization import (
 
 import spiceshm
 from spiceshm.wire import Message, Sender, display, lookup, main, shm, types
-from spiceshm.wire.base import Ack, AckSync, Ping, Pong, SetAck
+from spiceshm.wire.base import Ack, AckSync, Pong, SetAck
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
 from tests.programs import (
-    Server,
+    DEADLINE,
+    Program,
     command,
-    environment,
     limited,
     look,
     mapped,
-    script,
+    run,
     serving,
     short_directory,
     until,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 WIDTH, HEIGHT = 64, 48
 SOON = 10.0
@@ -427,7 +427,7 @@ class Scene:
         good = len(self.bystanders)
         with trio.fail_after(SOON):
             while self.server._connections > 2 * good:
-                await trio.sleep(0.001)
+                await trio.sleep(0.001)  # noqa: ASYNC110
         assert len(self.server.viewers) == good
         assert len(self.server._sessions) == good
         pool = self.surface.pool
@@ -477,7 +477,6 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 # Attacks on a server that are a breach on the display channel
 
-Attack = "Callable[[Attacker, Scene], Awaitable[None]]"
 BREACHES: list[Any] = []
 LINKS: list[Any] = []
 
@@ -1040,7 +1039,7 @@ async def test_who_never_acknowledges_ordinary_updates_has_one_under_way(reads: 
                 at.surface.draw(pixels)
                 await trio.testing.wait_all_tasks_blocked()
         [viewer] = at.server.viewers
-        assert viewer.frames == 1
+        assert viewer.stats.frames == 1
         assert sum(len(data) for data, _ in viewer._stream._unsent) <= 1024 * 1024 * 4 + 1000
         if reads:
             with trio.fail_after(SOON):
@@ -1405,7 +1404,7 @@ class HostileServer:
         await self.display.put(SetAck(1, 20))
 
     async def offer(self, segment_id: int = 1, fds: Sequence[int] = (), **odd: Any) -> shm.ShmReply:
-        """Offer memory; returns the answer. Without ``fds`` it is memory that nothing is wrong with."""
+        """Offer memory; returns the answer. Without ``fds`` nothing is wrong with it."""
         fds = fds or [self.keep(memory())]
         await self.display.put(offer(segment_id, **odd))
         await self.display.write(b"@", fds)
@@ -1424,9 +1423,6 @@ class HostileServer:
         await self.display.put(CREATE, draw_copy(), MARK)
 
 
-Script = "Callable[[HostileServer], Awaitable[None]]"
-
-
 @contextlib.asynccontextmanager
 async def hostile(act: Any, **options: Any) -> AsyncIterator[str]:
     """A server that does ``act`` on the display channel, then keeps its connections open."""
@@ -1437,11 +1433,14 @@ async def hostile(act: Any, **options: Any) -> AsyncIterator[str]:
             listener.listen()
 
             async def run() -> None:
-                with contextlib.suppress(Cut, EOFError, BrokenPipeError, ConnectionResetError):
-                    await server.open_main(listener)
-                    await server.open_display(listener)
-                    await act(server)
-                    await server.display.ended()
+                try:
+                    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+                        await server.open_main(listener)
+                        await server.open_display(listener)
+                        await act(server)
+                        await server.display.ended()
+                except Cut:
+                    server.stack.close()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
@@ -1949,7 +1948,7 @@ async def bytes_of_a_show() -> int:
         nonlocal sent
         await a_whole_show(it)
         sent = it.main.sent + it.display.sent
-        it.stack.close()
+        raise Cut
 
     async with hostile(act) as address:
         assert await show(address) == 2
@@ -2130,7 +2129,7 @@ async def test_every_mapping_of_a_client_is_read_only() -> None:
     async with hostile(act) as address, spiceshm.connect(address) as remote:
         frame = await anext(remote.frames())
         assert not frame.pixels.flags.writeable
-        with pytest.raises(ValueError, match="read-only|WRITEABLE"):
+        with pytest.raises(ValueError, match=r"read-only|WRITEABLE"):
             frame.pixels[0, 0] = 1
         with pytest.raises(ValueError, match="WRITEABLE"):
             frame.pixels.flags.writeable = True
@@ -2182,3 +2181,181 @@ async def test_a_server_that_pings_and_never_reads_costs_no_memory(channel: str)
                 before = sent
                 await at.all_is_well(frames=20)
             assert sent < most, "the client took it all, so it keeps the answers"
+
+
+# What memory allows, asked of real processes
+
+
+def vm_flags(pid: int) -> list[set[str]]:
+    """The VmFlags of every mapping of our memory, as /proc/PID/smaps has them."""
+    found, ours = [], False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = "/memfd:spiceshm" in line
+        elif ours and line.startswith("VmFlags:"):
+            found.append(set(line.split()[1:]))
+    return found
+
+
+def test_a_client_process_maps_read_only_and_neither_dumps_it() -> None:
+    with serving("--surface", "640x480", "--fps", "100") as server:
+        with Program(command("client", "--duration", "60", server.address)) as client:
+            until(lambda: mapped(client.pid))
+            assert {permissions for permissions, _ in mapped(client.pid)} == {"r--s"}
+            assert {permissions for permissions, _ in mapped(server.pid)} == {"rw-s"}
+            for pid in (client.pid, server.pid):
+                flags = vm_flags(pid)
+                assert flags
+                assert all("dd" in each for each in flags), "it would be in a core dump"
+            assert not any("mw" in each for each in vm_flags(client.pid)), "it may be made writable"
+
+
+ATTEMPTS = """
+import ctypes, errno, fcntl, json, mmap, os, sys
+
+fd = int(sys.argv[1])
+size = os.fstat(fd).st_size
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+RW = mmap.PROT_READ | mmap.PROT_WRITE
+
+def checked(result):
+    if result == -1:
+        raise OSError(ctypes.get_errno(), "")
+
+def call(name, *arguments):
+    checked(getattr(libc, name)(*arguments))
+
+def address():
+    place = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    assert place != ctypes.c_void_p(-1).value
+    return ctypes.c_void_p(place)
+
+def again(flags):
+    return os.open(f"/proc/self/fd/{fd}", flags)
+
+def through_proc_mem():
+    memory = os.open("/proc/self/mem", os.O_RDWR)
+    os.pwrite(memory, b"x", address().value)
+
+source = os.memfd_create("source")
+os.write(source, b"x" * 100)
+
+attempts = {
+    "map it writable": lambda: mmap.mmap(fd, size, mmap.MAP_SHARED, RW),
+    "map it writable only": lambda: mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_WRITE),
+    "make the mapping writable": lambda: call("mprotect", address(), ctypes.c_size_t(size), RW),
+    "write through /proc/self/mem": through_proc_mem,
+    "write": lambda: os.write(fd, b"x"),
+    "pwrite": lambda: os.pwrite(fd, b"x", 4096),
+    "sendfile": lambda: os.sendfile(fd, source, 0, 100),
+    "copy_file_range": lambda: os.copy_file_range(source, fd, 100, 0, 0),
+    "shrink": lambda: os.ftruncate(fd, 0),
+    "shrink by a page": lambda: os.ftruncate(fd, size - 4096),
+    "grow": lambda: os.ftruncate(fd, size + 4096),
+    "allocate more": lambda: os.posix_fallocate(fd, 0, size + 4096),
+    "punch a hole": lambda: call(
+        "fallocate", fd, 3, ctypes.c_long(4096), ctypes.c_long(4096)
+    ),
+    "remove a page": lambda: call("madvise", address(), ctypes.c_size_t(4096), 9),
+    "add a seal": lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    "open it again and write": lambda: os.write(again(os.O_RDWR), b"x"),
+    "open it again and map it": lambda: mmap.mmap(again(os.O_RDWR), size, mmap.MAP_SHARED, RW),
+    "open it again to truncate it": lambda: again(os.O_RDWR | os.O_TRUNC),
+    "open it again to shrink it": lambda: os.truncate(f"/proc/self/fd/{fd}", 0),
+}
+outcome = {}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        outcome[name] = "done"
+    except OSError as error:
+        outcome[name] = errno.errorcode.get(error.errno, str(error))
+private = mmap.mmap(fd, size, mmap.MAP_PRIVATE, RW)
+private[:] = b"x" * size  # its own copy, and nobody else's
+print(json.dumps(outcome))
+"""
+
+
+async def test_who_holds_the_descriptor_cannot_change_a_byte() -> None:
+    with serving("--surface", "640x480", "--fps", "0.001") as server:
+        with contextlib.ExitStack() as stack:
+            it = Attacker(server.address.removeprefix("unix:"), stack)
+            fd = (await it.first_offer()).fd
+            size = os.fstat(fd).st_size
+            before = os.pread(fd, size, 0)
+            assert any(before)
+            child = subprocess.run(
+                [sys.executable, "-c", ATTEMPTS, str(fd)],
+                pass_fds=[fd],
+                capture_output=True,
+                timeout=DEADLINE,
+            )
+            assert child.stderr == b""
+            outcome = json.loads(child.stdout)
+            assert len(outcome) == 19
+            assert {name: error for name, error in outcome.items() if error == "done"} == {}
+            assert set(outcome.values()) <= {"EPERM", "EACCES", "EIO", "EFAULT"}
+            assert os.pread(fd, size, 0) == before
+            assert os.fstat(fd).st_size == size
+
+
+def test_a_server_without_memory_says_so_in_one_line(tmp_path: Path) -> None:
+    for prelude in (limited(FSIZE=1 << 20), limited(AS=1 << 29)):
+        result = run(
+            "server", "--surface", "8192x4096", "--listen", f"unix:{tmp_path}/s", prelude=prelude
+        )
+        assert result.returncode == 1
+        [line] = result.stderr.decode().splitlines()
+        assert re.fullmatch(
+            r"spiceshm-server: cannot (have|map) 402\.\d MB of shared memory: .*", line
+        )
+        assert not (tmp_path / "s").exists()
+
+
+def test_a_client_without_memory_goes_on_in_ordinary_spice() -> None:
+    with serving("--surface", "4096x4096", "--fps", "0.001", "--shm-limit-mb", "4000") as server:
+        room = limited(AS=(900 << 20))
+        result = look("--json", server.address, prelude=room)
+        assert result.returncode == 0, result.stderr
+        said = json.loads(result.stdout)
+        assert said["shm"] is False
+        assert re.match(r"cannot map 20\d\.\d MB of shared memory: ", said["reason"])
+        result = look("--require-shm", server.address, prelude=room)
+        assert result.returncode == 3
+        [line] = result.stderr.decode().splitlines()
+        assert "memory is not shared: cannot map" in line
+
+
+async def test_a_held_view_outlives_its_server() -> None:
+    with serving("--surface", "320x200", "--fps", "200", "--damage", "full") as server:
+        with trio.fail_after(SOON), pytest.raises(spiceshm.Disconnected):
+            async with spiceshm.connect(server.address, shm="require", credits=3) as remote:
+                async for frame in remote.frames():
+                    held, copy = frame.pixels, frame.copy()
+                    if frame.serial > 20 and server.status is None:
+                        server.send(signal.SIGKILL)
+                        server.wait()
+    assert np.array_equal(held, copy)
+    assert mapped(os.getpid())
+    del held, frame
+    gc.collect()
+
+
+async def test_a_held_view_outlives_its_surface() -> None:
+    async with scene() as at, spiceshm.connect(f"unix:{at.path}", credits=2) as remote:
+        frames = remote.frames()
+        frame = await anext(frames)
+        held, copy = frame.pixels, frame.copy()
+        frame.release()
+        assert remote.shared
+        for _ in range(10):
+            at.surface = at.server.create_surface(WIDTH, HEIGHT)
+            await at.all_is_well()
+            with trio.fail_after(SOON):
+                while (await anext(frames)).serial < at.surface.serial:
+                    pass
+            assert np.array_equal(held, copy)
+        at.surface = at.server.create_surface(2 * WIDTH, 2 * HEIGHT)
+        at.surface.draw(np.zeros((2 * HEIGHT, 2 * WIDTH, 4), np.uint8))
+        assert np.array_equal(held, copy)

@@ -58,7 +58,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = Path(__file__).parent.parent / "protocol"
 SPEC = Idl((PROTOCOL / "spiceshm.proto").read_text())
-FILES = {path.name: tomllib.loads(path.read_text()) for path in (PROTOCOL / "vectors").iterdir()}
+FILES = {
+    path.name: tomllib.loads(path.read_text()) for path in sorted((PROTOCOL / "vectors").iterdir())
+}
 
 Row = dict[str, Any]
 
@@ -116,7 +118,7 @@ def make(kind: type[Record], told: dict[str, Any]) -> Any:
     for name in told.keys() & layout.keys():
         if isinstance(layout[name], construct.Default):
             assert told[name] == layout[name].value
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]
     return kind(
         **{name: value_of(layout[name], told.get(POINTED.get(name, name))) for name in names}
     )
@@ -274,7 +276,7 @@ def play(machine: Channel, *script: Message, mini: bool = True) -> None:
             machine.receive_data(framed(message, mini=mini))
             if descriptor:
                 machine.receive_data(b"@", [a_descriptor()])
-                for one in machine.take_descriptors(message.segment_id):  # type: ignore[attr-defined]
+                for one in machine.take_descriptors(message.segment_id):
                     one.close()
         elif isinstance(message, ShmOffer):
             assert isinstance(machine, ServerDisplay)
@@ -378,7 +380,7 @@ def reader_of(row: Row) -> Callable[[bytes, list[Descriptor]], list[Any]]:
         messages = machine.receive_data(data, fds)
         for message in messages:
             if is_with_descriptor(message):
-                [descriptor] = machine.take_descriptors(message.segment_id)  # type: ignore
+                [descriptor] = machine.take_descriptors(message.segment_id)
                 descriptor.close()
         return messages
 
@@ -439,7 +441,7 @@ def test_stream_is_written(row: Row) -> None:
     machine = machine_in(
         row["state"], row["channel"], Sender(row["sender"]), mini=row["header"] == "mini"
     )
-    play(machine, *(message for _, _, message in parts_of(row)))  # type: ignore[arg-type]
+    play(machine, *(message for _, _, message in parts_of(row)))
     sent = machine.data_to_send()
     for part in sent:
         assert len(part.fds) == (part.data == b"@")

@@ -86,7 +86,7 @@ def plain(kind: type[Record]) -> SearchStrategy[Any]:
 
 
 def names_of(kind: type[Record]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def layout_of(kind: type[Record]) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def test_a_number_that_does_not_fit_is_our_own_error(kind: type[Record], data: D
 def test_a_message_cannot_be_changed(kind: type[Record], data: DataObject) -> None:
     one = data.draw(messages_of(kind))
     if isinstance(one, Message):
-        one = hot.parse(kind, one.packed)  # type: ignore[arg-type]
+        one = hot.parse(kind, one.packed)
     for name in [*names_of(kind), "another"]:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(one, name, 0)

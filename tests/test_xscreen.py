@@ -311,6 +311,16 @@ async def test_damage_is_exactly_what_was_drawn() -> None:
         assert await screen.take_damage() == [(0, 0, 1, 2), (470, 630, 480, 640)]
 
 
+async def test_made_up_events_are_not_believed() -> None:
+    with xvfb(640, 480, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
+        await settle(screen)
+        fake = struct.pack("=BxHIIIhhHHHBx4x", 22, 0, pen.root, pen.root, 0, 0, 0, 9, 9, 0, 0)
+        pen.core.SendEvent(False, pen.root, xproto.EventMask.StructureNotify, fake)
+        pen.sync()
+        select.select([screen], [], [], DEADLINE)
+        assert not screen.resized
+
+
 async def test_old_notice_is_forgotten_and_new_one_kept() -> None:
     """A DamageNotify from before the Subtract says nothing new; one from after it does."""
     with xvfb(640, 480, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
@@ -333,7 +343,7 @@ async def test_damage_that_comes_while_we_look() -> None:
     """Between looking and waiting nothing may be read: it would never wake us."""
 
     class Watched(XScreen):
-        looks = 0
+        looks = 1  # so that nothing happens yet
 
         def _pump(self) -> None:
             super()._pump()
@@ -751,7 +761,7 @@ async def test_a_thread_that_attaches_takes_no_answer_away() -> None:
                 nursery.start_soon(screen.take_damage)
                 await trio.testing.wait_all_tasks_blocked()
                 thread.start()
-                until(screen._lock.locked, "the thread to attach")
+                until(lambda: screen._users == 1, "the thread to attach")
                 # All answers come now, and the loop stands still until the thread has read them.
                 pen.core.UngrabServer()
                 pen.sync()
@@ -786,25 +796,25 @@ async def test_attaching_all_the_time() -> None:
         assert min(counts) > 5
 
 
-async def test_closing_lets_a_thread_go_that_attaches() -> None:
+async def test_a_thread_that_attaches_holds_nobody_up() -> None:
+    """The server does not answer it: other segments can be detached all the same, and closing
+    lets it go."""
     with xvfb(320, 200, 24) as display, pen_on(display) as pen:
         screen = XScreen.open(display)
-        pen.core.GrabServer()
-        pen.sync()
-
-        async def attacher() -> None:
-            with pytest.raises(XError, match="was closed"):
-                await trio.to_thread.run_sync(attach_one)
 
         def attach_one() -> None:
-            with picture_for(screen):
+            with pytest.raises(XError, match="was closed"), picture_for(screen):
                 pass
 
-        with trio.fail_after(DEADLINE):
+        with picture_for(screen) as target, trio.fail_after(DEADLINE):
+            pen.core.GrabServer()
+            pen.sync()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(attacher)
-                while not screen._lock.locked():
+                nursery.start_soon(trio.to_thread.run_sync, attach_one)
+                while screen._users == 0:
                     await trio.lowlevel.checkpoint()
+                assert target[1] is not None
+                screen.detach(target[1])
                 screen.close()
 
 
@@ -843,9 +853,25 @@ async def test_size_changes(depth: int, attach: bool) -> None:
                 assert np.array_equal(target[0][..., :3], as_bgr(*xwd(display)))
 
 
+async def test_screen_outgrows_what_it_began_with() -> None:
+    with xvfb(1024, 768, 16) as display:
+        set_size(display, 333, 200)
+        with XScreen.open(display) as screen, pen_on(display) as pen:
+            assert (screen.width, screen.height) == (333, 200)
+            set_size(display, 1024, 768)
+            until(lambda: screen.resized, "the new size")
+            screen.resize()
+            pen.draw((600, 0, 768, 1024), 0xF81F)
+            out = np.zeros((768, 1024, 4), np.uint8)
+            assert await screen.snapshot(lambda rects: (out, None, 0)) == [(0, 0, 768, 1024)]
+            assert np.array_equal(out[..., :3], as_bgr(*xwd(display)))
+
+
 async def test_taking_over_the_size_damages_everything() -> None:
-    with xvfb(320, 200, 24) as display, XScreen.open(display) as screen:
+    with xvfb(320, 200, 24) as display, XScreen.open(display) as screen, pen_on(display) as pen:
         await settle(screen)
+        pen.draw((1, 2, 3, 4), 5)
+        assert await screen.take_damage() == [(1, 2, 3, 4)]
         assert screen.resize() == (320, 200)
         assert is_damaged(screen)
         assert await screen.take_damage() == [(0, 0, 200, 320)]

@@ -22,8 +22,8 @@ from ..errors import (
     ConnectError,
     Disconnected,
     FramesHeld,
-    MemoryRefused,
     LinkRefused,
+    MemoryRefused,
     ProtocolError,
     Refusal,
     RemoteProtocolError,
@@ -42,6 +42,7 @@ from .frame import Frame, Lease, page_aligned
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from ..fds import Descriptor
 
 log = logging.getLogger("spiceshm.client")
 
@@ -64,6 +65,7 @@ class RemoteDisplay:
         self.width = 0
         """Pixels; changes when the server changes its mode."""
         self.height = 0
+        self._stride = 0
         self.reason: str | None = None
         """Why memory is not shared, None while it is."""
         self.segment_bytes = 0
@@ -172,6 +174,7 @@ class RemoteDisplay:
             self._answer(message)
         elif isinstance(message, shm.SurfaceCreateShm):
             self._resize(message.width, message.height)
+            self._stride = message.stride
             self.reason = None
             self._canvas = None
         elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
@@ -215,10 +218,9 @@ class RemoteDisplay:
         self._machine.accept(offer, segment.token, min(self._credits, offer.credits))
 
     def _damage(self, damage: ShmDamage) -> None:
-        surface = self._machine.surface
-        assert surface is not None  # the machine has checked all of the message
+        # The machine has checked all of the message, and may be further on than this one is.
         pixels = self._segments[damage.segment_id].pixels(
-            damage.shm_offset, surface.width, surface.height, surface.stride
+            damage.shm_offset, self.width, self.height, self._stride
         )
         self._leases[damage.serial] = Lease(pixels, damage.serial, self._lease_ended)
         self._offer_frame(
@@ -299,13 +301,16 @@ class RemoteDisplay:
         copy = old.private()
         self._drop_pending()
         self._flush()
-        with trio.move_on_after(ANSWER_S):
-            while self._pending is None:
-                await self._wait()
-        if self._pending is None:
-            self._pending = copy
-        else:
-            self._pending.add_missed(copy)
+        try:
+            # Where the connection ends meanwhile, the old frame is the last one.
+            with trio.move_on_after(ANSWER_S), contextlib.suppress(SpiceShmError):
+                while self._pending is None:
+                    await self._wait()
+        finally:  # also where who asks gives up
+            if self._pending is None:
+                self._pending = copy
+            else:
+                self._pending.add_missed(copy)
 
     async def _wait_unless_held(self) -> None:
         """Wait for a frame; not for ever where the program's own views are what prevents it."""
@@ -357,14 +362,20 @@ class RemoteDisplay:
             self._flush()
 
     def _flush(self) -> None:
-        """Give back what is no longer looked at, and send all that is to be sent."""
+        """Give back what is no longer looked at, and send all that is to be sent.
+
+        Where that fails the connection is over, which whoever waits is told.
+        """
         if self._stream is None or self._failure is not None:
             return
         while self._ended:
             lease = self._ended.popleft()
             del self._leases[lease.serial]
             self._machine.release(lease.serial)
-        self._stream.send_parts(self._machine.data_to_send())
+        try:
+            self._stream.send_parts(self._machine.data_to_send())
+        except Disconnected as error:
+            self.fail(Disconnected(f"{self.address}: {error}"))
 
     def close(self) -> None:
         """Nothing more is received; pixels that somebody holds stay readable."""
@@ -424,11 +435,12 @@ async def _open(
 ) -> None:
     """Open main and display channel and wait for the first picture."""
     place = remote.address
-    main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
-    session = _MainChannel(main_stream, main_link)
-    session_id = await session.begin()
-    stream, link = await _open_channel(stack, place, password, ChannelType.DISPLAY, session_id)
-    remote.open(stream, link)
+    with _named(place):
+        main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
+        session = _MainChannel(main_stream, main_link)
+        session_id = await session.begin()
+        stream, link = await _open_channel(stack, place, password, ChannelType.DISPLAY, session_id)
+        remote.open(stream, link)
     nursery.start_soon(_run, remote, session.read)
     nursery.start_soon(_run, remote, partial(remote.read, link.rest))
     nursery.start_soon(_run, remote, stream.flush_when_writable)

@@ -276,7 +276,8 @@ class ClientDisplay(_Display):
         super().__init__(Sender.CLIENT, mini=mini, shareable=shareable)
         self.credits = 0
         self.surface: SharedSurface | None = None
-        """The primary surface while it lies in shared memory."""
+        """The primary surface while it lies in shared memory, as of the last message received:
+        a frame that the same read brought before that may be of an earlier one."""
         self._refused = False
         self._offered_later = False
         self._offered_credits = 0

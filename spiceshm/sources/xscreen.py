@@ -166,7 +166,8 @@ class XScreen:
         self._fd: int = connection.get_file_descriptor()
         self._gone: str | None = None  # why no more can be asked
         self._token: trio.lowlevel.TrioToken | None = None
-        self._lock = threading.Lock()  # attach and detach against close
+        self._users = 0  # threads in attach and detach, for which close has to wait
+        self._leaving = threading.Condition()
         self._segments: dict[int, int] = {}  # shmseg -> size in bytes
         self._stage: _Stage | None = None
         self._passes_fds = False
@@ -280,12 +281,10 @@ class XScreen:
 
     def detach(self, shmseg: int) -> None:
         """Let the X server unmap a segment; nothing happens if it or the server is gone."""
-        with self._lock:
-            known = self._segments.pop(shmseg, None)
-            if known is not None and self._connection is not None:
-                with contextlib.suppress(XError), self._sending():
-                    self._shm.Detach(shmseg)
-        self._wake()
+        if self._segments.pop(shmseg, None) is not None:
+            with contextlib.suppress(XError), self._using(), self._sending():
+                self._shm.Detach(shmseg)
+            self._wake()
 
     # damage
 
@@ -368,7 +367,8 @@ class XScreen:
     def close(self) -> None:
         """Disconnect: the server frees segments, damage and grab. Arrays stay the caller's.
 
-        A task that is waiting gets XError. Closing twice is harmless.
+        A task that is waiting gets XError, and so does a thread in `attach`. Call it in trio's
+        thread, or when no task uses the screen any more. Closing twice is harmless.
         """
         if self._connection is None:
             return
@@ -381,9 +381,10 @@ class XScreen:
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
         end.detach()
-        with self._lock:
-            self._connection.disconnect()
-            self._connection, self._fd = None, -1
+        with self._leaving:
+            self._leaving.wait_for(lambda: self._users == 0)
+        self._connection.disconnect()
+        self._connection, self._fd = None, -1
         self._segments.clear()
         self._stage = None
 
@@ -444,7 +445,7 @@ class XScreen:
         self._xfixes.CreateRegion(self._fresh, 0, [])
         self._damage_ext.Create(self._damage, self._root, _NON_EMPTY, is_checked=True).check()
         self._passes_fds = self._probe_attach()
-        if self._depth == 16:
+        if self._depth == 16 and self._passes_fds:
             self._stage = self._make_stage()
 
     def _extension(self, key: Any) -> Any:
@@ -488,8 +489,7 @@ class XScreen:
     def _attach(self, fd: int, size: int) -> int | None:
         lib, ffi = self._xcb.xcffib.lib, self._xcb.ffi
         try:
-            with self._lock:
-                self._check_alive()
+            with self._using():
                 shmseg: int = self._connection.generate_id()
                 cookie = ffi.new("xcb_void_cookie_t *")
                 copy = os.dup(fd)
@@ -507,6 +507,19 @@ class XScreen:
             raise self._lost() from None
         finally:
             self._wake()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """The connection outlives this, in any thread; nobody has to wait for another in here."""
+        with self._leaving:
+            self._check_alive()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._leaving:
+                self._users -= 1
+                self._leaving.notify_all()
 
     def _send_attach(self, shmseg: int, copy: int) -> int:
         """Send AttachFd, writable; return the request's number. libxcb closes ``copy``.
@@ -532,8 +545,6 @@ class XScreen:
 
     def _make_stage(self) -> _Stage | None:
         """Make memory for one picture as the server pads it, and attach it; blocks."""
-        if not self._passes_fds:
-            return None
         size = self._pitch * self.height
         fd = os.memfd_create("spiceshm-x-stage")
         try:
@@ -548,11 +559,13 @@ class XScreen:
 
     async def _staging(self) -> _Stage | None:
         """The stage, made anew in a thread if the screen has outgrown it."""
-        stage = self._stage
-        if stage is not None and stage.memory.size < self._pitch * self.height:
+        stage, size = self._stage, self._pitch * self.height
+        if self._passes_fds and (stage is None or stage.memory.size < size):
             self._stage = None
-            self.detach(stage.shmseg)
+            if stage is not None:
+                self.detach(stage.shmseg)
             self._stage = await trio.to_thread.run_sync(self._make_stage, abandon_on_cancel=True)
+            self._passes_fds = self._stage is not None
         return self._stage
 
     # requests
@@ -776,7 +789,7 @@ class XScreen:
         xcffib, ffi, conn = self._xcb.xcffib, self._xcb.ffi, self._connection._conn
         while (event := xcffib.lib.xcb_poll_for_event(conn)) != ffi.NULL:
             event = ffi.gc(event, xcffib.c_free)
-            kind = event.response_type & 0x7F
+            kind = event.response_type  # with bit 7 set another client made it up
             if kind == 0:
                 raise self._refusal(ffi.cast("xcb_generic_error_t *", event))
             if kind == self._first_damage:

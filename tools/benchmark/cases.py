@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from .stats import Measures
 
 READERS = (1, 2, 4, 8, 16)
-SHARING: dict[str, Literal["shm", "unix", "tcp"]] = {
-    "shm": "shm",
-    "unix": "unix",
-    "tcp": "tcp",
-}
+WAYS: tuple[Literal["shm", "unix", "tcp"], ...] = ("shm", "unix", "tcp")
 
 
 @dataclass(frozen=True)
@@ -113,6 +109,22 @@ def _floor(work: Work, c: Conditions) -> Measures:
     return floor.measure(c.floor, work, c.cores, c.seconds, c.warmup)
 
 
+def _x11(peer: xdesktop.Peer, c: Conditions) -> Measures:
+    return xdesktop.measure(peer, c.seconds)
+
+
+def _lacks_x11(peer: xdesktop.Peer, _: Conditions) -> str | None:
+    return xdesktop.lacks(peer)
+
+
+def _handover(work: Work, c: Conditions) -> Measures:
+    return handover.measure(work, c.cores, c.seconds)
+
+
+def _lacks_handover(_: Conditions) -> str | None:
+    return handover.lacks()
+
+
 def _ours_case(name: str, work: Work, quick: bool) -> Case:
     return Case(name, partial(_ours, work), partial(_two_cores, work), quick)
 
@@ -166,7 +178,7 @@ def _sizes() -> Iterator[tuple[str, Work]]:
 
 def _crowds() -> Iterator[tuple[str, Work]]:
     for count in READERS:
-        for way in SHARING.values():
+        for way in WAYS:
             work = Work(HD, everything(HD), "stamp", cores="any", readers=count, through=way)
             yield f"readers-{count}-{way}", work
 
@@ -178,7 +190,7 @@ def _with_slow() -> Iterator[tuple[str, Work]]:
 
 
 def _pixels() -> Iterator[tuple[str, Work]]:
-    for way in SHARING.values():
+    for way in WAYS:
         yield f"tile-{way}", Work(HD, tile(HD), pause_s=IDLE_PAUSE_S, through=way)
         yield f"frame-{way}", Work(HD, everything(HD), pause_s=IDLE_PAUSE_S, through=way)
 
@@ -198,21 +210,11 @@ def all_cases() -> dict[str, Case]:
 
 
 def _others() -> Iterator[Case]:
-    for peer in ("spiceshm", "mss", "vnc"):
-        yield Case(
-            f"x11-{peer}",
-            lambda c, peer=peer: xdesktop.measure(peer, c.seconds),
-            lambda _, peer=peer: xdesktop.lacks(peer),
-            True,
-        )
+    for peer in xdesktop.PEERS:
+        yield Case(f"x11-{peer}", partial(_x11, peer), partial(_lacks_x11, peer), True)
     for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
         job = replace(work, pause_s=IDLE_PAUSE_S)
-        yield Case(
-            f"iceoryx2-{name}",
-            lambda c, job=job: handover.measure(job, c.cores, c.seconds),
-            lambda _: handover.lacks(),
-            True,
-        )
+        yield Case(f"iceoryx2-{name}", partial(_handover, job), _lacks_handover, True)
     yield Case("python", lambda _: startup.python(), _present, True)
     yield Case("programs", lambda _: startup.programs(), _present, True)
 

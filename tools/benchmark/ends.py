@@ -11,7 +11,7 @@ import mmap
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import trio
@@ -94,7 +94,7 @@ async def _paint_for(
     seconds: float, work: Work, surface: Any, paint: Callable[[int], None]
 ) -> list[int]:
     """Make updates for a while; returns when each was begun."""
-    begun = []
+    begun: list[int] = []
     end = time.monotonic_ns() + int(seconds * 1e9)
     while True:
         if work.pause_s:
@@ -152,7 +152,7 @@ def look(link: Connection, work: Work, address: str, hold_s: float) -> None:
 
 async def _look(link: Connection, work: Work, address: str, hold_s: float) -> None:
     mirror = _page_aligned(work.size)
-    shm = "require" if work.through == "shm" else "off"
+    shm: Literal["require", "off"] = "require" if work.through == "shm" else "off"
     serials: list[int] = []
     published: list[int] = []
     copied: list[int] = []

@@ -36,7 +36,7 @@ def lacks() -> str | None:
 
 def _services(name: str) -> tuple[Any, Any, Any]:
     """The node (to be kept), the data and the event service."""
-    import iceoryx2 as iox2
+    import iceoryx2 as iox2  # type: ignore[import-untyped]
 
     iox2.set_log_level(iox2.LogLevel.Error)
     node = iox2.NodeBuilder.new().create(iox2.ServiceType.Ipc)
@@ -52,7 +52,7 @@ def _services(name: str) -> tuple[Any, Any, Any]:
 
 def produce(link: Connection, name: str, size: int, pause_s: float, seconds: float) -> None:
     """Hand over ``size`` bytes again and again; send how often, and the CPU of both ends."""
-    node, data, event = _services(name)
+    _node, data, event = _services(name)
     publisher = data.publisher_builder().initial_max_slice_len(size + _STAMP.itemsize).create()
     notifier = event.notifier_builder().create()
     pixels = np.full(size, 0x55, np.uint8)
@@ -80,12 +80,11 @@ def produce(link: Connection, name: str, size: int, pause_s: float, seconds: flo
     time.sleep(pause_s)
     hand_over(_LAST)
     link.recv()  # samples live as long as their publisher
-    del publisher, notifier, data, event, node
 
 
 def look(link: Connection, name: str, size: int) -> None:
     """Mirror what comes; send when it was published and when it was copied."""
-    node, data, event = _services(name)
+    _node, data, event = _services(name)
     subscriber = data.subscriber_builder().buffer_size(1).create()
     listener = event.listener_builder().create()
     mirror = np.zeros(size, np.uint8)
@@ -103,7 +102,6 @@ def look(link: Connection, name: str, size: int) -> None:
             times.append((int(stamp["published"][0]), now))
             del payload, stamp, sample
     link.send(times[:-1])
-    del subscriber, listener, data, event, node
 
 
 def measure(work: Work, cores: Sequence[int], seconds: float) -> Measures:

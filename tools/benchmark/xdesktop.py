@@ -1,9 +1,9 @@
 """An X desktop as several programs see it: from a drawing to a numpy array in the reader.
 
 The same for each: an Xvfb of 1920x1080, on which a square is painted in a new colour when the
-reader has seen the last one and has had a moment to wait again. Time counts from before the request
-is sent to the X server until the reader finds the colour in an array (height, width, 4) of the whole
-screen. mss asks for a screenshot (MIT-SHM) as often as it can, as that is the only way to notice
+reader has seen the last one and has had a moment to wait again. Time counts from before the
+request is sent to the X server until the reader finds the colour in an array (height, width, 4) of
+the whole screen. mss asks for a screenshot (MIT-SHM) as often as it can, as that is the only way to notice
 anything; x11vnc polls as often as its options allow, and asyncvnc reads what it sends.
 """
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Peer = Literal["spiceshm", "mss", "vnc"]
+PEERS: tuple[Peer, ...] = ("spiceshm", "mss", "vnc")
 
 _X, _Y = HD[0] // 4, HD[1] // 4
 _PAUSE_S = 0.02
-_START_S = 20.0
 _STOP = 0xFFFFFF
 _FIRST = 3
 """Pictures that are not counted."""
@@ -103,7 +103,7 @@ def look_mss(link: Connection, display: str) -> None:
 
 
 def look_vnc(link: Connection, port: str) -> None:
-    import asyncvnc
+    import asyncvnc  # type: ignore[import-untyped]
 
     async def run() -> None:
         notes = _Notes(link)
@@ -163,23 +163,23 @@ def _served(peer: Peer, display: str) -> Iterator[tuple[str, list[int]]]:
             command = ["x11vnc", "-display", display, "-localhost", "-nopw", "-shared", "-forever"]
             command += ["-wait", "1", "-defer", "1", "-rfbport", str(port)]
             process = stack.enter_context(_program(command))
-            _await_line(process, "PORT=")
+            _await_line("x11vnc", process, "PORT=")
             yield str(port), [process.pid]
         else:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-bench-"))
             command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--source", "x11"]
             command += ["--display", display, "--fps", "0", "--listen", f"unix:{directory}/s"]
             process = stack.enter_context(_program(command))
-            said = json.loads(_await_line(process, "{"))
+            said = json.loads(_await_line("spiceshm-server", process, "{"))
             yield said["listening"][0]["address"], [process.pid]
 
 
-def _await_line(process: subprocess.Popen[str], start: str) -> str:
+def _await_line(name: str, process: subprocess.Popen[str], start: str) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(start):
             return line
-    raise Failed(f"{process.args[0]} ended early")  # type: ignore[index]
+    raise Failed(f"{name} ended early")
 
 
 def _free_port() -> int:
@@ -194,7 +194,7 @@ class _Canvas:
         import xcffib
         import xcffib.xproto
 
-        self._connection = xcffib.connect(display=display)
+        self._connection: Any = xcffib.connect(display=display)
         self._root = self._connection.get_setup().roots[0].root
         self._context = self._connection.generate_id()
         self._foreground = xcffib.xproto.GC.Foreground
