@@ -15,6 +15,7 @@ import trio.lowlevel
 import spiceshm
 from spiceshm.client import RemoteDisplay
 from spiceshm.client import display as client_display
+from spiceshm.client import session as client_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -383,7 +384,7 @@ async def test_a_server_that_shares_nothing(address: str) -> None:
 async def test_nothing_to_see_is_said_in_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_display, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(client_session, "HANDSHAKE_S", 0.2)
     async with spiceshm.serve(address):
         with pytest.raises(spiceshm.ConnectError, match="nothing was shown within"):
             async with spiceshm.connect(address):

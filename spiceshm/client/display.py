@@ -1,4 +1,4 @@
-"""The client: connects, maps what the server offers, and hands out frames, newest first.
+"""A display seen from the client: maps what is offered, hands out frames, newest first.
 
 Strategy: one task reads the display channel and acts inline, one reads main and answers PINGs. A
 program that looks gets the newest frame that arrived; damage of frames that it never looked at is
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -19,30 +18,26 @@ import trio
 
 from .. import region
 from ..errors import (
-    ConnectError,
     Disconnected,
     FramesHeld,
-    LinkRefused,
     MemoryRefused,
-    ProtocolError,
     Refusal,
     RemoteProtocolError,
     SpiceShmError,
 )
 from ..memory import MappedSegment
-from ..nursery import open_nursery
-from ..protocol import Channel, ClientDisplay, ClientLink
-from ..transport import Address, Stream, default_address, open_stream, parse_address
-from ..wire import Message, Sender, display, main, shm
-from ..wire.shm import MAX_CREDITS, ShmDamage, ShmOffer
-from ..wire.types import ChannelType, DisplayCap
+from ..protocol import ClientDisplay, ClientLink
+from ..wire import Message, display, shm
+from ..wire.shm import ShmDamage, ShmOffer
+from ..wire.types import DisplayCap
 from .canvas import Canvas
 from .frame import Frame, Lease, page_aligned
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from ..fds import Descriptor
+    from ..transport import Address, Stream
 
 log = logging.getLogger("spiceshm.client")
 
@@ -398,66 +393,6 @@ class Frames:
         return await self._remote.next_frame()
 
 
-@contextlib.asynccontextmanager
-async def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 1
-) -> AsyncIterator[RemoteDisplay]:
-    """Connect to a SPICE server and look at its display.
-
-    ``address`` is ``unix:/path``, ``unix:@name``, ``tcp:host:port``, ``spice://host:port`` or
-    ``spice+unix:///path``; None is the default of `spiceshm.serve`. ``shm`` "auto" shares memory if
-    the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared.
-    ``credits``, 1 to 8, is how many frames you may hold at once in shared memory. The first
-    complete picture is there when the block begins.
-
-    Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
-    RemoteProtocolError, Disconnected.
-    """
-    if not 1 <= credits <= MAX_CREDITS:
-        raise ValueError(f"credits are {credits}, not 1 to {MAX_CREDITS}")
-    place = parse_address(address) if address is not None else default_address()
-    async with open_nursery() as nursery:
-        with contextlib.ExitStack() as stack:
-            try:
-                with _deadline(place):
-                    remote = RemoteDisplay(place, shm, credits)
-                    stack.callback(remote.close)
-                    await _open(remote, password, nursery, stack)
-                if shm == "require" and not remote.shared:
-                    raise MemoryRefused(f"{place}: memory is not shared: {remote.reason}")
-                yield remote
-            finally:
-                nursery.cancel_scope.cancel()  # before the sockets close under its tasks
-
-
-async def _open(
-    remote: RemoteDisplay, password: str, nursery: trio.Nursery, stack: contextlib.ExitStack
-) -> None:
-    """Open main and display channel and wait for the first picture."""
-    place = remote.address
-    with _named(place):
-        main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
-        session = _MainChannel(main_stream, main_link)
-        session_id = await session.begin()
-        stream, link = await _open_channel(stack, place, password, ChannelType.DISPLAY, session_id)
-        remote.open(stream, link)
-    nursery.start_soon(_run, remote, session.read)
-    nursery.start_soon(_run, remote, partial(remote.read, link.rest))
-    nursery.start_soon(_run, remote, stream.flush_when_writable)
-    await remote.first_frame()
-
-
-async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> None:
-    """Run a background task; its end is the end of the connection, told to who waits."""
-    try:
-        await task()
-    except ProtocolError as error:
-        error.args = (f"{remote.address}: {error}",)
-        remote.fail(error)
-    except Disconnected as error:
-        remote.fail(Disconnected(f"{remote.address}: {error}"))
-
-
 async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:
     """The bytes behind an offer."""
     with trio.move_on_after(HANDSHAKE_S):
@@ -465,87 +400,3 @@ async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:
     raise RemoteProtocolError(
         "display.shm_offer", "descriptor", f"did not come within {HANDSHAKE_S:g} s"
     )
-
-
-@contextlib.contextmanager
-def _named(place: Address) -> Iterator[None]:
-    """What goes wrong in the block says with which server."""
-    try:
-        yield
-    except (ProtocolError, Disconnected, LinkRefused) as error:
-        error.args = (f"{place}: {error}",)
-        raise
-
-
-@contextlib.contextmanager
-def _deadline(place: Address) -> Iterator[None]:
-    try:
-        with trio.fail_after(HANDSHAKE_S):
-            yield
-    except trio.TooSlowError:
-        raise ConnectError(
-            f"{place}: nothing was shown within {HANDSHAKE_S:g} s of connecting"
-        ) from None
-
-
-async def _open_channel(
-    stack: contextlib.ExitStack,
-    place: Address,
-    password: str,
-    channel: ChannelType,
-    session_id: int = 0,
-) -> tuple[Stream, ClientLink]:
-    """Connect one channel and go through its link phase."""
-    caps: frozenset[int] = frozenset()
-    if channel is ChannelType.DISPLAY:
-        caps = frozenset(
-            {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
-        )
-    stream = await open_stream(place, descriptors=channel is ChannelType.DISPLAY)
-    stack.callback(stream.close)
-    link = ClientLink(
-        connection_id=session_id,
-        channel_type=channel,
-        channel_id=0,
-        channel_caps=caps,
-        password=password.encode(),
-    )
-    while not link.done:
-        stream.send(link.data_to_send())
-        await stream.drain()
-        data, descriptors = await stream.receive(link.bytes_wanted)
-        for descriptor in descriptors:
-            descriptor.close()
-        link.receive_data(bytes(data))
-    return stream, link
-
-
-class _MainChannel:
-    """The session: its INIT tells the session id, and PINGs are answered for ever."""
-
-    def __init__(self, stream: Stream, link: ClientLink) -> None:
-        self._stream = stream
-        self._rest = link.rest
-        self._machine = Channel("main", Sender.CLIENT, mini=link.mini)
-
-    async def begin(self) -> int:
-        """Wait for MAIN_INIT; returns the session id."""
-        data: bytes | memoryview = self._rest
-        while True:
-            for message in self._machine.receive_data(data):
-                if isinstance(message, main.MainInit):
-                    self._machine.send(main.AttachChannels())
-                    self._flush()
-                    return message.session_id
-            data, _ = await self._stream.receive()
-
-    async def read(self) -> None:
-        while True:
-            data, _ = await self._stream.receive()
-            self._machine.receive_data(data)
-            self._flush()
-            await self._stream.drain()
-
-    def _flush(self) -> None:
-        for part in self._machine.data_to_send():
-            self._stream.send(part.data)

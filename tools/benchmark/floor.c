@@ -4,7 +4,7 @@
  * update into a buffer of the shared memory (memcpy from a picture of its own, or memset), takes
  * the time, and sends a message of as many bytes as SHM_DAMAGE has: 6 + 48 + 16 for each rectangle.
  * The reader blocks in recv, copies the rectangles with memcpy to private memory that begins on a
- * page, takes the time, and answers every update with 22 bytes, those of one recv with one send.
+ * page, takes the time, and answers each update with 22 bytes in a send of its own.
  * With --window N up to N updates are under way; the writer blocks when none may be sent. What it
  * leaves out: checking anything, merging rectangles, more than one reader, and the 6 bytes with
  * which a SPICE client acknowledges every twentieth message.
@@ -137,7 +137,7 @@ static void send_all(int sock, const void *data, size_t size)
 /* The reader: until the writer closes its end. */
 static void look(int sock, int fd)
 {
-    static char in[RECEIVE], out[ANSWER * (RECEIVE / sizeof(struct times))];
+    static char in[RECEIVE], out[ANSWER];
     struct message head;
     size_t have = 0;
     pin(job.reader_cpu);
@@ -149,7 +149,7 @@ static void look(int sock, int fd)
         if (got < 0) die("recv");
         if (!got) return;
         have += (size_t)got;
-        size_t at = 0, answers = 0;
+        size_t at = 0;
         const size_t fixed = sizeof head - sizeof head.rects;
         while (have - at >= fixed) {
             memcpy(&head, in + at, fixed);
@@ -158,13 +158,13 @@ static void look(int sock, int fd)
             for (uint32_t i = 0; i < head.count; i++)
                 copy(mirror, shared + head.offset, head.rects[i]);
             times[head.serial].seen = now(CLOCK_MONOTONIC);
-            memcpy(out + answers * ANSWER + 14, &head.serial, 8);
-            answers++;
+            memcpy(out + 14, &head.serial, 8);
+            send_all(sock, out, ANSWER);
             at += 6 + head.size;
         }
         memmove(in, in + at, have - at);
         have -= at;
-        send_all(sock, out, answers * ANSWER);
+
     }
 }
 

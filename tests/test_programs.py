@@ -1,0 +1,553 @@
+"""The two programs as a user runs them: what they show, what they say, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import spiceshm
+from spiceshm.sources.pattern import Pattern
+from tests.programs import (
+    DEADLINE,
+    NO_PRIVILEGES,
+    Program,
+    command,
+    environment,
+    look,
+    mapped,
+    owners_of_memory,
+    run,
+    serving,
+    short_directory,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STILL = ("--fps", "0.001")
+"""The picture stands still: the next frame comes in a quarter of an hour."""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory for sockets and files."""
+    with short_directory() as path:
+        yield path
+
+
+def decoded(data: bytes | Path) -> np.ndarray:
+    """A picture file as (height, width, 3) of R, G, B."""
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def one_line(stderr: bytes, name: str) -> str:
+    """The one line that a program complains with; behind argparse's usage, if that is there."""
+    lines = stderr.decode().splitlines()
+    if lines and lines[0].startswith("usage: "):
+        while not lines[0].startswith(f"{name}: error: "):
+            lines.pop(0)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{name}: ")
+    return lines[0].removeprefix(f"{name}: ").removeprefix("error: ")
+
+
+# What is shown
+
+
+def test_the_figures_are_complete_and_right() -> None:
+    with serving("--surface", "320x240", "--fps", "200", "--damage", "full") as server:
+        assert server.said["source"] == "test pattern 320x240"
+        assert server.said["pid"] == server.pid
+        result = look("--json", "--frames", "50", server.address)
+        assert result.returncode == 0
+        assert result.stderr == b""
+        [line] = result.stdout.decode().splitlines()
+        figures = json.loads(line)
+    assert list(figures) == [
+        "address",
+        "width",
+        "height",
+        "seconds",
+        "frames",
+        "fps",
+        "latency_us",
+        "torn",
+        "rects",
+        "wire_bytes",
+        "pixel_bytes",
+        "shm",
+        "reason",
+    ]
+    assert figures["address"] == server.address
+    assert (figures["width"], figures["height"]) == (320, 240)
+    assert figures["frames"] == 50
+    assert 0.1 < figures["seconds"] < DEADLINE
+    assert figures["fps"] == pytest.approx(50 / figures["seconds"], rel=0.05)
+    assert 0 < figures["latency_us"]["p50"] <= figures["latency_us"]["p99"] < 1e6
+    assert figures["torn"] == 0
+    assert figures["rects"] >= 50
+    assert figures["pixel_bytes"] >= 50 * 320 * 240 * 4
+    assert 50 * 70 < figures["wire_bytes"] < 60 * 160
+    assert figures["shm"] is True
+    assert figures["reason"] is None
+
+
+def test_10000_frames_of_full_hd_and_none_is_torn() -> None:
+    with serving("--surface", "1920x1080", "--damage", "full", "--fps", "0") as server:
+        result = look("--json", "--frames", "10000", "--require-shm", server.address)
+        assert result.returncode == 0, result.stderr
+        figures = json.loads(result.stdout)
+        assert figures["frames"] == 10000
+        assert figures["torn"] == 0
+        assert figures["pixel_bytes"] >= 10000 * 1920 * 1080 * 4
+        assert server.status is None
+
+
+@pytest.mark.parametrize("size", ["1x1", "3x2", "16384x1", "1x16384", "1001x701"])
+def test_surfaces_of_odd_sizes(size: str, place: Path) -> None:
+    width, height = map(int, size.split("x"))
+    with serving("--surface", size, *STILL) as server:
+        for how in ("--require-shm", "--no-shm"):
+            file = place / f"{how}.png"
+            result = look(how, "--screenshot", str(file), server.address)
+            assert result.returncode == 0, result.stderr
+            assert np.array_equal(decoded(file), first_picture(width, height))
+
+
+def first_picture(width: int, height: int) -> np.ndarray:
+    """What the test pattern shows first."""
+    pixels = np.zeros((height, width, 4), np.uint8)
+    Pattern(width, height).paint(pixels, 0)
+    return pixels[:, :, 2::-1]
+
+
+def test_pictures_are_the_same_by_every_way(place: Path) -> None:
+    pictures = []
+    with serving(
+        "--surface", "640x480", *STILL, "--listen", "tcp:127.0.0.1:0", at=f"unix:{place}/s"
+    ) as server:
+        unix, tcp = server.addresses
+        for address, how in ((unix, "--require-shm"), (unix, "--no-shm"), (tcp, "--no-shm")):
+            for name in ("a.png", "a.ppm", "A.PNG"):
+                result = look(how, "--screenshot", str(place / name), address)
+                assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+                pictures.append(decoded(place / name))
+            result = look(how, "--screenshot", "-", address)
+            assert (result.returncode, result.stderr) == (0, b"")
+            assert result.stdout.startswith(b"\x89PNG")
+            pictures.append(decoded(result.stdout))
+    for picture in pictures:
+        assert np.array_equal(picture, first_picture(640, 480))
+
+
+@pytest.mark.parametrize("how", ["auto", "off"])
+async def test_a_small_frame_costs_few_bytes_where_memory_is_shared(place: Path, how: Any) -> None:
+    """Of one rectangle, both ways together, whatever its size."""
+    frames = 500
+    async with spiceshm.serve(f"unix:{place}/s") as server:
+        surface = server.create_surface(640, 480)
+        surface.draw(np.zeros((480, 640, 4), np.uint8))
+        async with spiceshm.connect(f"unix:{place}/s", shm=how) as remote:
+            seen = remote.frames()
+            await anext(seen)
+            before = remote.wire_bytes
+            for number in range(frames):
+                with surface.frame([(0, 0, 200, 200)]) as frame:
+                    frame.pixels[:200, :200] = number % 256
+                assert (await anext(seen)).rects.tolist() == [[0, 0, 200, 200]]
+            each = (remote.wire_bytes - before) / frames
+    if how == "auto":
+        assert each <= 160
+    else:
+        assert each > 200 * 200 * 4  # the other way the pixels are sent
+
+
+def test_what_a_server_says_for_people(place: Path) -> None:
+    env = environment(place)
+    with Program(command("server", *STILL), env) as server:
+        lines = [server.line() for _ in range(4)]
+        default = f"unix:{place}/spiceshm/display.sock"
+        assert lines == [
+            "spiceshm-server: test pattern 1920x1080",
+            f"listening on {default}",
+            "  look at it:           spiceshm-client --stats",
+            f"  with a stock viewer:  remote-viewer spice+{default.replace(':', '://')}",
+        ]
+        result = look(runtime=place)
+        assert result.returncode == 0
+        assert re.fullmatch(
+            rf"{re.escape(default)}: 1920x1080, shared memory \(\d+\.\d MB mapped read-only\)\n"
+            r"a stock viewer shows it too:  remote-viewer spice\+unix://.*\n",
+            result.stdout.decode(),
+        )
+        result = look("--no-shm", runtime=place)
+        assert "ordinary SPICE (shared memory was not wanted)" in result.stdout.decode()
+
+
+def test_a_table_of_figures() -> None:
+    with serving("--surface", "64x48", "--fps", "100") as server:
+        result = look("--stats", "--duration", "1.2", server.address)
+    assert (result.returncode, result.stdout) == (0, b"")
+    head, *rows = result.stderr.decode().splitlines()
+    assert head.split()[:2] == ["time", "frames/s"]
+    assert len(rows) >= 2
+    for row in rows:
+        assert re.fullmatch(r" *\d+\.\ds( +(-|\d+(\.\d+)?)){6}", row)
+
+
+@pytest.mark.parametrize("program", ["server", "client"])
+def test_help_shows_examples(program: str) -> None:
+    result = run(program, "--help")
+    assert (result.returncode, result.stderr) == (0, b"")
+    text = result.stdout.decode()
+    assert text.count(f"\n  spiceshm-{program}") >= 4
+    for word in ("examples:", "addresses: unix:/path, unix:@name", "exit status: 0"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 200
+    version = run(program, "--version").stdout.decode()
+    assert version == f"spiceshm-{program} {spiceshm.__version__}\n"
+
+
+# Who may share, who may come
+
+
+def test_memory_that_must_be_shared_and_is_not(place: Path) -> None:
+    with serving("--shm", "off", "--surface", "64x48") as server:
+        result = look("--require-shm", server.address)
+        assert (result.returncode, result.stdout) == (3, b"")
+        assert one_line(result.stderr, "spiceshm-client") == (
+            f"{server.address}: memory is not shared: the server does not share memory"
+        )
+        assert json.loads(look("--json", server.address).stdout)["shm"] is False
+    with serving("--surface", "64x48", at="tcp:127.0.0.1:0") as server:
+        result = look("--require-shm", server.address)
+        assert (result.returncode, result.stdout) == (3, b"")
+        assert one_line(result.stderr, "spiceshm-client") == (
+            f"{server.address}: memory is not shared: memory cannot be shared over TCP"
+        )
+
+
+def test_tcp_on_loopback() -> None:
+    with serving("--surface", "320x240", "--fps", "100", at="tcp:127.0.0.1:0") as server:
+        assert re.fullmatch(r"tcp:127\.0\.0\.1:[1-9]\d*", server.address)
+        for address in (server.address, server.said["listening"][0]["uri"]):
+            figures = json.loads(look("--json", "--frames", "20", address).stdout)
+            assert figures["frames"] == 20
+            assert figures["shm"] is False
+            assert figures["reason"] == "memory cannot be shared over TCP"
+
+
+def test_passwords(place: Path) -> None:
+    files = {"right": "secret", "wrong": "Secret", "line": "secret\nand more", "long": "x" * 60}
+    for name, text in files.items():
+        (place / name).write_text(text)
+    right = str(place / "right")
+    with serving("--surface", "64x48", "--password-file", right) as server:
+        for name, status in (("right", 0), ("line", 0), ("wrong", 1), ("long", 1)):
+            result = look("--password-file", str(place / name), server.address)
+            assert result.returncode == status, result.stderr
+            if status:
+                assert one_line(result.stderr, "spiceshm-client") == (
+                    f"{server.address}: permission denied: wrong or missing password"
+                )
+        result = look(server.address)
+        assert result.returncode == 1
+        assert one_line(result.stderr, "spiceshm-client").endswith("wrong or missing password")
+        assert server.errors.count("wrong password") == 3
+
+
+@pytest.mark.parametrize("program", ["server", "client"])
+def test_password_files_that_hold_none(place: Path, program: str) -> None:
+    contents = {"empty": b"", "newline": b"\nsecret", "long": b"x" * 61, "latin": b"\xff\xfe"}
+    for name, data in contents.items():
+        (place / name).write_bytes(data)
+    for name in [*contents, "missing", ""]:
+        result = run(program, "--password-file", str(place / name), runtime=place)
+        assert result.returncode == 2
+        said = one_line(result.stderr, f"spiceshm-{program}")
+        assert said.startswith(f"--password-file {place / name}: ")
+
+
+@pytest.mark.parametrize("address", ["tcp:0.0.0.0:0", "tcp:[::]:0"])
+def test_whom_everybody_could_reach_wants_a_password(place: Path, address: str) -> None:
+    result = run("server", "--listen", address)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert "anybody could connect" in one_line(result.stderr, "spiceshm-server")
+    (place / "password").write_text("secret")
+    for words in (("--password-file", str(place / "password")), ("--no-auth",)):
+        with contextlib.suppress(EOFError), serving(*words, at=address) as server:
+            assert server.status is None
+
+
+# Mistakes: one line that says what would be right
+
+
+MISTAKES: list[tuple[str, list[str], int, str]] = [
+    ("server", ["--surface", "0x0"], 2, "'0x0' is not WIDTHxHEIGHT in pixels, each 1 to 16384"),
+    ("server", ["--surface", "99999x1"], 2, "'99999x1' is not WIDTHxHEIGHT"),
+    ("server", ["--surface", "16385x1"], 2, "'16385x1' is not WIDTHxHEIGHT"),
+    ("server", ["--surface", "abc"], 2, "'abc' is not WIDTHxHEIGHT"),
+    ("server", ["--surface", "-1x5"], 2, "'-1x5' is not WIDTHxHEIGHT"),
+    ("server", ["--surface", "640x480x2"], 2, "'640x480x2' is not WIDTHxHEIGHT"),
+    ("server", ["--surface", ""], 2, "'' is not WIDTHxHEIGHT"),
+    ("server", ["--fps", "-1"], 2, "'-1' is not a number of frames a second from 0"),
+    ("server", ["--fps", "1001"], 2, "to 1000"),
+    ("server", ["--fps", "nan"], 2, "'nan' is not a number of frames a second"),
+    ("server", ["--fps", "inf"], 2, "'inf' is not a number of frames a second"),
+    ("server", ["--fps", "fast"], 2, "'fast' is not a number of frames a second"),
+    ("server", ["--damage", "some"], 2, "small"),
+    ("server", ["--source", "vnc"], 2, "pattern"),
+    ("server", ["--shm", "on"], 2, "auto"),
+    ("server", ["--display", ":1"], 2, "--display is for --source x11"),
+    ("server", ["--source", "x11", "--surface", "64x48"], 2, "--surface is for --source pattern"),
+    ("server", ["--source", "x11", "--damage", "full"], 2, "--damage is for --source pattern"),
+    ("server", ["--listen", "nowhere"], 2, "accepted: unix:/path, unix:@name, tcp:host:port"),
+    ("server", ["--listen", "tcp:127.0.0.1"], 2, "has no port in 1..65535"),
+    ("server", ["--listen", "unix:relative"], 2, "is not absolute"),
+    ("server", ["--listen", "unix:/" + "x" * 200], 2, "is longer than 107 bytes"),
+    ("server", ["--listen", "unix:/dev/null"], 1, "there is a file of that name that is no socket"),
+    ("server", ["--listen", "tcp:192.0.2.1:0", "--no-auth"], 1, "Cannot assign requested address"),
+    ("server", ["--surf", "64x48"], 2, "unrecognized arguments: --surf"),
+    ("server", ["extra"], 2, "unrecognized arguments: extra"),
+    ("server", ["--surface", "16384x16384"], 1, "of shared memory"),
+    ("client", ["nowhere"], 2, "accepted: unix:/path, unix:@name, tcp:host:port"),
+    ("client", ["http://localhost:80"], 2, "accepted: unix:/path, unix:@name, tcp:host:port"),
+    ("client", ["tcp:127.0.0.1:1"], 1, "no server is listening there; start one with"),
+    ("client", ["unix:/nowhere/s"], 1, "no server is listening there; start one with"),
+    ("client", [], 1, "display.sock: no server is listening there; start one with"),
+    ("client", ["--screenshot", "now.jpeg"], 2, "does not end in .png or .ppm"),
+    ("client", ["--screenshot", "png"], 2, "does not end in .png or .ppm"),
+    ("client", ["--frames", "0"], 2, "'0' is not a whole number above 0"),
+    ("client", ["--frames", "1.5"], 2, "'1.5' is not a whole number above 0"),
+    ("client", ["--frames", "9" * 5000], 2, "is not a whole number above 0"),
+    ("client", ["--duration", "0"], 2, "'0' is not a number of seconds above 0"),
+    ("client", ["--duration", "inf"], 2, "'inf' is not a number of seconds above 0"),
+    ("client", ["--json", "--screenshot", "-"], 2, "both want stdout; name a file for one"),
+    ("client", ["--no-shm", "--require-shm"], 2, "not allowed with argument"),
+    ("client", ["one", "two"], 2, "accepted: "),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "status", "why"), MISTAKES, ids=lambda part: str(part)[:40]
+)
+def test_a_mistake_is_told_in_one_line(
+    place: Path, program: str, words: list[str], status: int, why: str
+) -> None:
+    result = run(program, *words, runtime=place)
+    assert (result.returncode, result.stdout) == (status, b"")
+    assert why in one_line(result.stderr, f"spiceshm-{program}")
+    left = [path for path in place.rglob("*") if not path.is_dir()]
+    assert left == []
+
+
+def test_an_address_in_use(place: Path) -> None:
+    with serving("--surface", "64x48", "--listen", "tcp:127.0.0.1:0", at=f"unix:{place}/s") as one:
+        for address, why in zip(
+            one.addresses,
+            ("another server is listening there; name another --listen", "Address already in use"),
+            strict=True,
+        ):
+            result = run("server", "--surface", "64x48", "--listen", address)
+            assert (result.returncode, result.stdout) == (1, b"")
+            assert one_line(result.stderr, "spiceshm-server") == f"{address}: {why}"
+        assert look(one.address).returncode == 0
+
+
+def test_no_permission(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0o500)
+    address = f"unix:{closed}/s"
+    result = run("server", "--surface", "64x48", "--listen", address, prelude=NO_PRIVILEGES)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert one_line(result.stderr, "spiceshm-server") == f"{address}: Permission denied"
+    with serving("--surface", "64x48") as server:
+        shut = Path(server.address.removeprefix("unix:")).parent
+        shut.chmod(0o000)
+        result = look(server.address, prelude=NO_PRIVILEGES)
+        shut.chmod(0o700)
+        assert (result.returncode, result.stdout) == (1, b"")
+        assert one_line(result.stderr, "spiceshm-client") == f"{server.address}: Permission denied"
+
+
+def test_a_picture_that_cannot_be_written(place: Path) -> None:
+    (place / "closed").mkdir(mode=0o500)
+    (place / "directory.png").mkdir()
+    with serving("--surface", "64x48") as server:
+        for file, why in (
+            ("closed/a.png", "Permission denied"),
+            ("nowhere/a.png", "No such file or directory"),
+            ("directory.png", "Is a directory"),
+        ):
+            result = look("--screenshot", str(place / file), server.address, prelude=NO_PRIVILEGES)
+            assert (result.returncode, result.stdout) == (1, b"")
+            assert one_line(result.stderr, "spiceshm-client") == f"{place / file} {why}"
+
+
+# How they end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_end_cleanly_on_a_signal(place: Path, number: signal.Signals) -> None:
+    with serving("--surface", "64x48", "--fps", "100", at=f"unix:{place}/s") as server:
+        with Program(command("client", "--stats", "--json", server.address)) as client:
+            until(lambda: client.errors.count("\n") >= 2)
+            client.send(number)
+            figures = json.loads(client.rest())
+            assert client.status == 0
+            assert figures["frames"] > 0
+        assert look(server.address).returncode == 0  # it is still there
+        server.send(number)
+        assert server.wait() == 0
+        assert server.rest() == ""
+        assert server.errors == ""
+        assert os.listdir(place) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+
+
+def test_a_client_that_is_interrupted_while_it_waits(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{place}/s")
+        silent.listen()
+        silent.settimeout(DEADLINE)
+        with Program(command("client", f"unix:{place}/s")) as client:
+            with silent.accept()[0]:
+                client.send(signal.SIGINT)
+                assert client.wait() == 0
+            assert client.errors == ""
+
+
+def test_a_client_that_is_killed_is_not_missed() -> None:
+    with serving("--surface", "64x48", "--fps", "200") as server:
+        for _ in range(3):
+            with Program(command("client", "--stats", server.address)) as client:
+                until(lambda: client.errors.count("\n") >= 2)  # noqa: B023
+                client.send(signal.SIGKILL)
+                assert client.wait() == -signal.SIGKILL
+            figures = json.loads(look("--json", "--frames", "20", server.address).stdout)
+            assert figures["frames"] == 20
+            assert figures["shm"] is True
+        until(lambda: sockets(server.pid) <= 2)
+        assert server.errors == ""
+
+
+def sockets(pid: int) -> int:
+    """How many sockets a process has: connections, and those it listens on."""
+    return sum(
+        os.readlink(entry.path).startswith("socket:") for entry in os.scandir(f"/proc/{pid}/fd")
+    )
+
+
+def test_a_server_that_is_killed_is_missed_in_one_line(place: Path) -> None:
+    at = f"unix:{place}/s"
+    with serving("--surface", "64x48", "--fps", "100", at=at) as server:
+        with Program(command("client", "--json", "--duration", "600", at)) as client:
+            until(lambda: mapped(client.pid))
+            server.send(signal.SIGKILL)
+            server.wait()
+            figures = json.loads(client.rest())
+            assert client.status == 5
+            assert figures["frames"] > 0
+            said = one_line(client.errors.encode(), "spiceshm-client")
+            assert re.fullmatch(
+                rf"{re.escape(at)}: (the other end closed the connection|the connection broke: .*)",
+                said,
+            )
+    assert stat.S_ISSOCK((place / "s").stat().st_mode)  # left behind
+    result = look(at)
+    assert result.returncode == 1
+    assert one_line(result.stderr, "spiceshm-client") == (
+        f"{at}: no server is listening there; start one with spiceshm-server"
+    )
+    with serving("--surface", "64x48", at=at):  # and replaced
+        assert look(at).returncode == 0
+    assert os.listdir(place) == []
+
+
+def test_killed_at_random_moments_nothing_is_left_but_a_socket(place: Path) -> None:
+    before = owners_of_memory(), set(os.listdir("/dev/shm")), set(os.listdir("/tmp"))
+    choose = random.Random(1)
+    at = f"unix:{place}/s"
+    serve = command("server", "--surface", "640x480", "--fps", "0", "--listen", at)
+    watch = command("client", "--stats", at)
+    for _ in range(15):
+        with Program(serve) as server, Program(watch) as one, Program(watch) as two:
+            programs = [server, one, two]
+            choose.shuffle(programs)
+            for program in programs[:2]:  # the third is killed at the end of the block
+                deadline = time.monotonic() + choose.uniform(0, 0.5)
+                while time.monotonic() < deadline and program.status is None:
+                    time.sleep(0.001)
+                program.send(signal.SIGKILL)
+                program.wait()
+        for program in programs:
+            assert "Traceback" not in program.errors
+            with pytest.raises(ProcessLookupError):
+                os.kill(program.pid, 0)
+    assert set(os.listdir(place)) <= {"s"}
+    assert owners_of_memory() == before[0]
+    assert set(os.listdir("/dev/shm")) <= before[1]
+    assert {name for name in set(os.listdir("/tmp")) - before[2] if "spiceshm" in name} <= {
+        place.name
+    }
+    with serving("--surface", "64x48", at=at):
+        assert look(at).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--json"], ["--screenshot", "-"], []])
+def test_nobody_reads_what_a_client_says(words: list[str]) -> None:
+    with serving("--surface", "640x480") as server:
+        reader, writer = os.pipe()
+        os.close(reader)
+        result = subprocess.run(
+            command("client", *words, server.address),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE,
+        )
+        os.close(writer)
+    assert result.stderr == b""
+    assert result.returncode == 1
+
+
+def test_head_reads_the_first_line_of_what_a_server_says(place: Path) -> None:
+    serve = " ".join(command("server", "--surface", "64x48", "--listen", f"unix:{place}/s"))
+    shell = f"{serve} & echo $! > {place}/pid; wait"
+    with subprocess.Popen(
+        ["sh", "-c", f"( {shell} ) 2> {place}/errors | head -n 1"], stdout=subprocess.PIPE
+    ) as piped:
+        assert piped.stdout is not None
+        assert piped.stdout.readline() == b"spiceshm-server: test pattern 64x48\n"
+        assert look(f"unix:{place}/s").returncode == 0
+        os.kill(int((place / "pid").read_text()), signal.SIGTERM)
+    assert (place / "errors").read_text() == ""
+    assert not (place / "s").exists()
+
+
+def test_no_stdout_at_all(place: Path) -> None:
+    with serving("--surface", "64x48") as server:
+        for words in (["--json"], [], ["--screenshot", str(place / "a.png")]):
+            line = " ".join(command("client", *words, server.address))
+            result = subprocess.run(
+                ["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, timeout=DEADLINE
+            )
+            assert b"Traceback" not in result.stderr
+    assert decoded(place / "a.png").shape == (48, 64, 3)
