@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 class BufferState(enum.Enum):
+    """Where a buffer is on its way round; see the module's text."""
+
     FREE = enum.auto()
     WRITING = enum.auto()
     CURRENT = enum.auto()

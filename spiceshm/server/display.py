@@ -260,6 +260,7 @@ class Display:
         return "the client does not know shared memory"
 
     def close(self) -> None:
+        """Nothing is shown any more; `serve` does it at the end of its block."""
         if self.surface is not None:
             self.surface.close()
 
