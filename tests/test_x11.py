@@ -1,6 +1,6 @@
 """An X desktop served by the program and read here, in another process, pixel for pixel.
 
-The picture is compared with ``import``, which asks the X server by itself.
+The picture is compared with ``xwd``, which asks the X server by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from spiceshm.client import Frames, RemoteDisplay
 
-pytestmark = pytest.mark.peer("Xvfb", "import", "xterm", "xclock", "xlogo", "xdotool")
+pytestmark = pytest.mark.peer("Xvfb", "xwd", "convert", "xterm", "xclock", "xlogo", "xdotool")
 
 DEADLINE_S = 30.0
 
@@ -110,8 +110,9 @@ def programs(display: str) -> Iterator[None]:
 
 def screenshot(display: str) -> np.ndarray:
     """What the X server says itself: (height, width, 3) of B, G, R."""
-    picture = Image.open(BytesIO(run(display, "import", "-window", "root", "png:-"))).convert("RGB")
-    return np.asarray(picture)[:, :, ::-1]
+    dump = run(display, "xwd", "-root", "-silent")
+    png = subprocess.run(["convert", "xwd:-", "png:-"], input=dump, capture_output=True, check=True)
+    return np.asarray(Image.open(BytesIO(png.stdout)).convert("RGB"))[:, :, ::-1]
 
 
 async def settles(remote: RemoteDisplay, display: str) -> np.ndarray:

@@ -25,7 +25,7 @@ import trio
 import trio.testing
 from numpy.typing import NDArray
 
-from spiceshm.sources import xscreen
+from spiceshm.sources import xcb, xscreen
 from spiceshm.sources.xscreen import Target, XError, XResized, XScreen, bands
 
 from .xvfb import DEADLINE, environment, run, xvfb
@@ -982,8 +982,8 @@ def test_what_must_be_installed(
         raise error
 
     monkeypatch.setattr("importlib.import_module", missing)
-    xscreen._load.cache_clear()
+    xcb.load.cache_clear()
     try:
         assert refusal(":0").startswith(text)
     finally:
-        xscreen._load.cache_clear()
+        xcb.load.cache_clear()

@@ -4,7 +4,7 @@ Strategy: the X server does the copying. It maps our memory (MIT-SHM 1.2, Attach
 damaged rows into it, so that a picture costs one memcpy in the server and none here. This module
 knows X, numpy and trio, but neither surfaces nor messages: it is told where rows belong.
 
-Two things need care, and all of them live here.
+One thing needs care.
 
 *A frame is never a mixture of two states.* One GetImage request is atomic, because the X server
 runs one request at a time, but between asking what was drawn and fetching those rows another
@@ -22,32 +22,25 @@ All events sent before a reply have been read when the reply is there, so lookin
 last reply suffices. What was drawn and not yet delivered is collected in a region *in the server*:
 it grows with each try, is emptied only after a snapshot came to its end, and so a cancelled or
 failed one loses nothing.
-
-*The trio loop never waits for the X server.* libxcb's own waiting is not used after `open`, apart
-from `attach`, which is meant for a worker thread. libxcb reads whatever is there into queues of its
-own, even while it sends. So one always asks the queues first and waits for the descriptor after.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import importlib
 import mmap
 import os
 import socket
 import struct
-import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import trio
 
-from ..errors import SourceError
+from .xcb import REPLY_HEAD, Refused, Xcb, XConnection, XError, connect, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -73,7 +66,6 @@ GRACE = 2.0
 
 _PIECE = 1 << 18  # bytes of one core GetImage reply: libxcb reads a reply whole, so keep it short
 _EXPAND_ROWS = 64  # 16 bit rows turned into 32 bit at a time, so that the index stays in the cache
-_REPLY_HEAD = 32
 _ALL_PLANES = 0xFFFFFFFF
 _Z_PIXMAP = 2
 _ROOT_STRUCTURE = 0x20000  # StructureNotifyMask: ConfigureNotify when the root changes its size
@@ -86,41 +78,9 @@ _MASKS = {24: (0xFF0000, 0xFF00, 0xFF), 16: (0xF800, 0x7E0, 0x1F)}
 _BITS = {24: 32, 16: 16}
 _ACCEPTED = "accepted are depth 24 with 32 bits a pixel (BGRX) and depth 16 (RGB565)"
 
-# Functions of libxcb that xcffib does not declare (in every version).
-_CDEF = """
-    unsigned int xcb_send_request_with_fds(xcb_connection_t *c, int flags, struct iovec *vector,
-        const xcb_protocol_request_t *request, unsigned int num_fds, int *fds);
-    int xcb_poll_for_reply(xcb_connection_t *c, unsigned int request, void **reply,
-        xcb_generic_error_t **error);
-"""
-
-
-class XError(SourceError):
-    """The X display cannot be used, or is gone; the text is one line that says why."""
-
 
 class XResized(Exception):
     """The root window has another size now: call `XScreen.resize`, then take new memory."""
-
-
-class _Refused(XError):
-    """The X server answered a request with the error ``code``."""
-
-    def __init__(self, text: str, code: int) -> None:
-        self.code = code
-        super().__init__(text)
-
-
-class _Xcb(NamedTuple):
-    """xcffib with its generated modules, and our own view of the same libxcb."""
-
-    xcffib: Any
-    xproto: Any
-    shm: Any
-    damage: Any
-    xfixes: Any
-    ffi: Any
-    lib: Any
 
 
 class _Stage(NamedTuple):
@@ -144,18 +104,16 @@ class _Images(NamedTuple):
     stage: _Stage | None = None
 
 
-class XScreen:
+class XScreen(XConnection):
     """One X screen: its size, what was drawn on it, and its pixels.
 
     One task at a time may use the ``async`` methods; `attach` and `detach` may be called from any
     thread at any time. Descriptors and server resources are freed by `close` (or ``with``).
     """
 
-    def __init__(self, xcb: _Xcb, connection: Any, screen: Any, name: str) -> None:
+    def __init__(self, xcb: Xcb, connection: Any, screen: Any, name: str) -> None:
         """Use `open`. ``connection`` is an xcffib connection, ours from now on."""
-        self._xcb = xcb
-        self._connection: Any = connection
-        self._name = name
+        super().__init__(xcb, connection, name)
         self._root: int = screen.root
         self._depth: int = screen.root_depth
         self._pitch = 0  # bytes from one row to the next, as the server pads them
@@ -163,12 +121,6 @@ class XScreen:
         self._size = (0, 0)  # what the caller knows and every request uses
         self._next_size = (0, 0)  # what the server has said last
         self._resized = False
-        self._fd: int = connection.get_file_descriptor()
-        self._gone: str | None = None  # why no more can be asked
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._users = 0  # threads in attach and detach, for which close has to wait
-        self._leaving = threading.Condition()
-        self._segments: dict[int, int] = {}  # shmseg -> size in bytes
         self._stage: _Stage | None = None
         self._passes_fds = False
         self._grabbed = False
@@ -176,8 +128,6 @@ class XScreen:
         self._notified: int | None = None  # number in the DamageNotify that came after it
         self._undelivered = True  # the collected region may hold something; at first: everything
         self._delivered = False  # ... and all of it has been handed out: empty it first
-        self._reply_at = xcb.ffi.new("void **")
-        self._error_at = xcb.ffi.new("xcb_generic_error_t **")
 
     @classmethod
     def open(cls, display: str | None = None) -> XScreen:
@@ -189,8 +139,8 @@ class XScreen:
         name = display if display is not None else os.environ.get("DISPLAY", "")
         if not name:
             raise XError("no X display: name one such as ':0', or set $DISPLAY")
-        xcb = _load()
-        connection, screen = _connect(xcb, name)
+        xcb = load()
+        connection, screen = connect(xcb, name)
         self = cls(xcb, connection, screen, name)
         try:
             self._check_format(screen)
@@ -202,11 +152,6 @@ class XScreen:
             self.close()
             raise
         return self
-
-    @property
-    def name(self) -> str:
-        """The display's name, as ``:5``."""
-        return self._name
 
     @property
     def width(self) -> int:
@@ -239,10 +184,6 @@ class XScreen:
         """Whether the root window's size is no longer ``width`` x ``height``. Raises XError."""
         self._pump()
         return self._resized
-
-    def fileno(self) -> int:
-        """The X connection's descriptor, or -1 after `close`; read it with this class alone."""
-        return self._fd
 
     def resize(self) -> tuple[int, int]:
         """Take over the root window's present size and return (width, height).
@@ -278,13 +219,6 @@ class XScreen:
         thread, where memory is made anyway. Raises XError when the server is gone.
         """
         return self._attach(fd, size) if self.can_attach else None
-
-    def detach(self, shmseg: int) -> None:
-        """Let the X server unmap a segment; nothing happens if it or the server is gone."""
-        if self._segments.pop(shmseg, None) is not None:
-            with contextlib.suppress(XError), self._using(), self._sending():
-                self._shm.Detach(shmseg)
-            self._wake()
 
     # damage
 
@@ -365,27 +299,7 @@ class XScreen:
                 self._connection.core.UngrabServer()
 
     def close(self) -> None:
-        """Disconnect: the server frees segments, damage and grab. Arrays stay the caller's.
-
-        A task that is waiting gets XError, and so does a thread in `attach`. Call it in trio's
-        thread, or when no task uses the screen any more. Closing twice is harmless.
-        """
-        if self._connection is None:
-            return
-        self._gone = self._gone or f"X display {self._name} was closed"
-        with contextlib.suppress(RuntimeError):  # outside of trio, where no task waits either
-            trio.lowlevel.notify_closing(self._fd)
-        # A thread may be waiting in attach: end-of-file lets it go before the memory of the
-        # connection is freed under it.
-        end = socket.socket(fileno=self._fd)
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-        end.detach()
-        with self._leaving:
-            self._leaving.wait_for(lambda: self._users == 0)
-        self._connection.disconnect()
-        self._connection, self._fd = None, -1
-        self._segments.clear()
+        super().close()
         self._stage = None
 
     def __enter__(self) -> XScreen:
@@ -448,9 +362,6 @@ class XScreen:
         if self._depth == 16 and self._passes_fds:
             self._stage = self._make_stage()
 
-    def _extension(self, key: Any) -> Any:
-        return self._xcb.xcffib.lib.xcb_get_extension_data(self._connection._conn, key.c_key)
-
     def _probe_attach(self) -> bool:
         """Whether a descriptor gets through to a server that maps it: tried, with one page."""
         if not self._extension(self._xcb.shm.key).present or not hasattr(os, "memfd_create"):
@@ -486,63 +397,6 @@ class XScreen:
 
     # segments
 
-    def _attach(self, fd: int, size: int) -> int | None:
-        lib, ffi = self._xcb.xcffib.lib, self._xcb.ffi
-        try:
-            with self._using():
-                shmseg: int = self._connection.generate_id()
-                cookie = ffi.new("xcb_void_cookie_t *")
-                copy = os.dup(fd)
-                cookie.sequence = self._send_attach(shmseg, copy)
-                error = lib.xcb_request_check(self._connection._conn, cookie[0])
-                if lib.xcb_connection_has_error(self._connection._conn):
-                    _close_unsent(copy, fd)
-                    raise self._lost()
-                if error != ffi.NULL:
-                    self._xcb.xcffib.c_free(error)
-                    return None
-                self._segments[shmseg] = size
-                return shmseg
-        except self._xcb.xcffib.ConnectionException:
-            raise self._lost() from None
-        finally:
-            self._wake()
-
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
-        """The connection outlives this, in any thread; nobody has to wait for another in here."""
-        with self._leaving:
-            self._check_alive()
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._leaving:
-                self._users -= 1
-                self._leaving.notify_all()
-
-    def _send_attach(self, shmseg: int, copy: int) -> int:
-        """Send AttachFd, writable; return the request's number. libxcb closes ``copy``.
-
-        xcffib cannot send descriptors, hence the plain libxcb call.
-        """
-        ffi = self._xcb.ffi
-        request = ffi.new("xcb_protocol_request_t *")
-        request.count = 1
-        request.ext = self._xcb.shm.key.c_key
-        request.opcode = 6
-        request.isvoid = 1
-        body = ffi.new("char[]", struct.pack("=xx2xIB3x", shmseg, 0))
-        parts = ffi.new("struct iovec[4]")  # libxcb may write to the two in front of what it gets
-        parts[2].iov_base = body
-        parts[2].iov_len = 12
-        fds = ffi.new("int[1]", [copy])
-        checked = self._xcb.xcffib.lib.XCB_REQUEST_CHECKED
-        sequence: int = self._xcb.lib.xcb_send_request_with_fds(
-            self._connection._conn, checked, parts + 2, request, 1, fds
-        )
-        return sequence
-
     def _make_stage(self) -> _Stage | None:
         """Make memory for one picture as the server pads it, and attach it; blocks."""
         size = self._pitch * self.height
@@ -569,16 +423,6 @@ class XScreen:
         return self._stage
 
     # requests
-
-    @contextlib.contextmanager
-    def _sending(self) -> Iterator[None]:
-        """What is asked within goes out in one flush; a dead connection becomes XError."""
-        self._check_alive()
-        try:
-            yield
-            self._connection.flush()
-        except self._xcb.xcffib.ConnectionException:
-            raise self._lost() from None
 
     async def _collect(self) -> list[Rect]:
         """Move what was drawn into the collected region and return all of that region."""
@@ -666,7 +510,7 @@ class XScreen:
                 await self._settle(list(images.sequences))
             else:
                 await self._copy(images)
-        except _Refused as error:
+        except Refused as error:
             await self._explain(error)
             raise
         if images.stage is not None:
@@ -697,11 +541,11 @@ class XScreen:
 
     async def _answered(self, pending: list[int]) -> None:
         """Await the answers in order, taking each out of ``pending`` as it comes."""
-        refused: _Refused | None = None
+        refused: Refused | None = None
         while pending:
             try:
                 await self._reply(pending[0])
-            except _Refused as error:
+            except Refused as error:
                 refused = error
             del pending[0]
         if refused is not None:
@@ -712,22 +556,12 @@ class XScreen:
         with self._discarding(list(images.sequences)) as pending:
             for top, bottom in images.bands:
                 reply = await self._reply(pending.pop(0))
-                rows = np.frombuffer(reply, np.uint8, (bottom - top) * self._pitch, _REPLY_HEAD)
+                rows = np.frombuffer(reply, np.uint8, (bottom - top) * self._pitch, REPLY_HEAD)
                 self._put(images.out, top, bottom, rows)
                 # libxcb takes each reply whole, waiting for its end: let others run in between.
                 await trio.lowlevel.checkpoint()
 
-    @contextlib.contextmanager
-    def _discarding(self, pending: list[int]) -> Iterator[list[int]]:
-        """Answers to what is still in ``pending`` at the end are dropped when they come."""
-        try:
-            yield pending
-        finally:
-            if self._connection is not None:
-                for sequence in pending:
-                    self._xcb.xcffib.lib.xcb_discard_reply(self._connection._conn, sequence)
-
-    async def _explain(self, error: _Refused) -> None:
+    async def _explain(self, error: Refused) -> None:
         """A refused GetImage (BadMatch) mostly means that the screen has shrunk: raise XResized."""
         if error.code == _BAD_MATCH:
             with self._sending():
@@ -738,48 +572,6 @@ class XScreen:
             self._saw_size(*struct.unpack_from("=HH", reply, 16))
             if self._resized:
                 raise XResized(self._resize_text()) from error
-
-    async def _reply(self, sequence: int) -> Any:
-        """The reply to a request, a buffer of 32 bytes and its data. Raises _Refused, XError."""
-        self._token = trio.lowlevel.current_trio_token()
-        while (reply := self._poll_reply(sequence)) is None:
-            await self._readable()
-        return reply
-
-    async def _readable(self) -> None:
-        # ClosedResourceError means close() or _wake(): in both cases the caller looks again.
-        with contextlib.suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_readable(self._fd)
-
-    def _wake(self) -> None:
-        """Let a waiting task look at libxcb's queues again.
-
-        A thread that waits in libxcb also reads what that task waits for; the descriptor will not
-        become readable for it then.
-        """
-        if self._token is not None:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._notify)
-
-    def _notify(self) -> None:
-        if self._fd >= 0:
-            trio.lowlevel.notify_closing(self._fd)
-
-    def _poll_reply(self, sequence: int) -> Any:
-        """The reply if it is there, else None; never waits."""
-        self._check_alive()
-        ffi, at, error_at = self._xcb.ffi, self._reply_at, self._error_at
-        c_free = self._xcb.xcffib.c_free
-        if not self._xcb.lib.xcb_poll_for_reply(self._connection._conn, sequence, at, error_at):
-            return None
-        if error_at[0] != ffi.NULL:
-            error = ffi.gc(error_at[0], c_free)
-            raise self._refusal(error)
-        if at[0] == ffi.NULL:
-            raise self._lost()
-        reply = ffi.cast("xcb_generic_reply_t *", at[0])
-        # The buffer keeps the C memory alive, and so does an array made over it.
-        return ffi.buffer(ffi.gc(reply, c_free), _REPLY_HEAD + 4 * reply.length)
 
     # events
 
@@ -816,19 +608,6 @@ class XScreen:
         return self._notified is not None and _precedes(self._notified, images.sequences[-1])
 
     # errors
-
-    def _check_alive(self) -> None:
-        if self._gone is not None:
-            raise XError(self._gone)
-
-    def _lost(self) -> XError:
-        self._gone = self._gone or f"X display {self._name} closed the connection"
-        return XError(self._gone)
-
-    def _refusal(self, error: Any) -> _Refused:
-        request = f"{error.major_code}.{error.minor_code}"
-        text = f"X display {self._name} refused request {request} with error {error.error_code}"
-        return _Refused(text, error.error_code)
 
     def _resize_text(self) -> str:
         old, new = ("{}x{}".format(*size) for size in (self._size, self._next_size))
@@ -874,7 +653,7 @@ def _rgb565() -> NDArray[np.uint32]:
 
 def _rects(reply: Any, width: int, height: int) -> list[Rect]:
     """The rectangles of a FetchRegion reply, clipped to the screen."""
-    extents = np.frombuffer(reply, np.int16, offset=_REPLY_HEAD).reshape(-1, 4).astype(np.int32)
+    extents = np.frombuffer(reply, np.int16, offset=REPLY_HEAD).reshape(-1, 4).astype(np.int32)
     x, y, w, h = (extents & (-1, -1, 0xFFFF, 0xFFFF)).T  # position is signed, size is not
     left, right = x.clip(0, width), (x + w).clip(0, width)
     top, bottom = y.clip(0, height), (y + h).clip(0, height)
@@ -885,81 +664,3 @@ def _rects(reply: Any, width: int, height: int) -> list[Rect]:
 def _precedes(a: int, b: int) -> bool:
     """Whether request number ``a`` came before ``b``; numbers are 32 bit and wrap."""
     return (a - b) & 0xFFFFFFFF >= 0x80000000
-
-
-def _close_unsent(copy: int, original: int) -> None:
-    """Close a descriptor that libxcb forgot, as it does if the connection ends before it is sent.
-
-    Where libxcb has closed it, the number is free or names something else by now.
-    """
-    with contextlib.suppress(OSError):
-        if os.path.sameopenfile(copy, original):
-            os.close(copy)
-
-
-@cache
-def _load() -> _Xcb:
-    """Import xcffib, which not everybody has. Raises XError."""
-    try:
-        names = ("xcffib", "xcffib.xproto", "xcffib.shm", "xcffib.damage", "xcffib.xfixes", "cffi")
-        xcffib, xproto, shm, damage, xfixes, cffi = map(importlib.import_module, names)
-    except ImportError:
-        raise XError("X displays need xcffib: pip install 'spiceshm[x11]'") from None
-    except OSError as error:
-        raise XError(f"X displays need the library libxcb (Debian: libxcb1): {error}") from None
-    if not hasattr(xcffib, "c_free"):
-        raise XError("X displays need xcffib 1.10 or newer: pip install 'spiceshm[x11]'")
-    ffi = cffi.FFI()
-    ffi.include(xcffib.ffi)  # the types, so that xcffib's connection fits
-    ffi.cdef(_CDEF)
-    return _Xcb(xcffib, xproto, shm, damage, xfixes, ffi, ffi.dlopen(xcffib.soname))
-
-
-def _connect(xcb: _Xcb, name: str) -> tuple[Any, Any]:
-    """Connect; returns xcffib's connection and its screen. Raises XError."""
-    number = xcb.ffi.new("int *")
-    pointer = xcb.xcffib.lib.xcb_connect(os.fsencode(name), number)
-    code = xcb.xcffib.lib.xcb_connection_has_error(pointer)
-    if code:
-        xcb.xcffib.lib.xcb_disconnect(pointer)
-        raise XError(_why_not(xcb, name, code))
-    try:
-        connection = xcb.xcffib.wrap(pointer)
-    except xcb.xcffib.XcffibException:
-        xcb.xcffib.lib.xcb_disconnect(pointer)
-        raise XError(f"X display {name} closed the connection") from None
-    return connection, connection.setup.roots[number[0]]
-
-
-def _why_not(xcb: _Xcb, name: str, code: int) -> str:
-    """Find out why there is no connection: libxcb says no more than that there is none."""
-    ffi, lib = xcb.ffi, xcb.xcffib.lib
-    if code == lib.XCB_CONN_CLOSED_INVALID_SCREEN:
-        return f"X display {name} has no such screen; leave out the number after the dot"
-    host, number, screen = ffi.new("char **"), ffi.new("int *"), ffi.new("int *")
-    if not lib.xcb_parse_display(os.fsencode(name), host, number, screen):
-        return f"{name!r} is no X display; accepted are names such as ':0' and 'host:0'"
-    remote = ffi.string(host[0]).decode(errors="replace") not in ("", "unix")
-    xcb.xcffib.c_free(host[0])
-    if remote:
-        return f"X display {name}: nobody answers there, or this user is not let in"
-    path = f"/tmp/.X11-unix/X{number[0]}"
-    reached = [_knock(path), _knock("\0" + path)]
-    if None in reached:
-        return f"X display {name} does not let this user in; set XAUTHORITY, or ask xhost there"
-    if errno.EACCES in reached:
-        return f"X display {name}: no permission for {path}"
-    return f"X display {name} does not exist: no server listens at {path}"
-
-
-def _knock(path: str) -> int | None:
-    """Try a Unix socket: None if somebody listens, else the error number."""
-    with socket.socket(socket.AF_UNIX) as end:
-        end.setblocking(False)
-        try:
-            end.connect(path)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return error.errno
-    return None
