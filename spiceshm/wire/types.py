@@ -203,16 +203,6 @@ class Rects(Adapter):  # type: ignore[misc]
         return np.ascontiguousarray(obj, "<i4").reshape(-1, 4).tobytes()
 
 
-class Text(Adapter):  # type: ignore[misc]
-    """UTF-8 text over a bytes field."""
-
-    def _decode(self, obj: bytes, context: Any, path: str) -> str:
-        return obj.decode()
-
-    def _encode(self, obj: str, context: Any, path: str) -> bytes:
-        return obj.encode()
-
-
 def counted(
     kind: Construct, number: Construct, most: int, *, name: str, count: str
 ) -> tuple[Construct, Construct]:
