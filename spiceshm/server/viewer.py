@@ -321,9 +321,10 @@ class Viewer:
         assert self._shown is not None
         surface, reader = self._shown, self._reader
         self._machine.send(display.SurfaceDestroy(0))
-        if self._machine.shared:
-            while self._ids:
-                self._machine.send(shm.ShmWithdraw(self._ids.popitem()[1]))
+        while self._ids:
+            _, segment_id = self._ids.popitem()
+            if self._machine.shared and not self._machine.refusal:  # else it all ends by itself
+                self._machine.send(shm.ShmWithdraw(segment_id))
         self._shown = self._reader = None
         if reader is not None and not reader.leases:
             surface.leave(reader)
