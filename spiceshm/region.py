@@ -84,11 +84,10 @@ def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
         for r in dict.fromkeys(rects)
         if r[0] < top or r[1] < left or r[2] > bottom or r[3] > right
     )
-    while True:
+    before = 0
+    while len(joined) not in (1, before):
         before = len(joined)
         joined = _join(_join(joined, across=True), across=False)
-        if len(joined) == before or len(joined) == 1:
-            break
     if len(joined) > 4 * most:
         joined = _slices(joined)
     return _squeeze(joined, most) if len(joined) > most else joined
