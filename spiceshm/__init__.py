@@ -12,7 +12,7 @@ In reading order:
     cli                     the two programs
 """
 
-from .client import Frame, RemoteDisplay, connect
+from .client import Frame, Frames, RemoteDisplay, connect
 from .errors import (
     AddressError,
     ConnectError,
@@ -27,7 +27,7 @@ from .errors import (
     SourceError,
     SpiceShmError,
 )
-from .server import Display, Surface, serve
+from .server import Display, Drawing, Surface, ViewerStats, serve
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,9 @@ __all__ = [
     "ConnectError",
     "Disconnected",
     "Display",
+    "Drawing",
     "Frame",
+    "Frames",
     "FramesHeld",
     "LinkRefused",
     "ListenError",
@@ -48,6 +50,7 @@ __all__ = [
     "SourceError",
     "SpiceShmError",
     "Surface",
+    "ViewerStats",
     "connect",
     "serve",
 ]

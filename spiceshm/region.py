@@ -44,7 +44,12 @@ def from_damage(damage: Damage, width: int, height: int) -> list[Rect]:
         return full(width, height)
     rects: list[Rect] = []
     for row in damage.tolist() if isinstance(damage, np.ndarray) else damage:
-        top, left, bottom, right = (int(edge) for edge in row)
+        try:
+            top, left, bottom, right = (int(edge) for edge in row)
+        except TypeError:
+            raise ValueError(
+                f"damage is {damage!r}, not a list of rectangles (top, left, bottom, right)"
+            ) from None
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(
                 f"rectangle top={top} left={left} bottom={bottom} right={right} is empty or "

@@ -161,7 +161,7 @@ async def test_the_surface_changes_its_size(address: str, shm: str) -> None:
 
 
 async def test_a_view_keeps_its_frame(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
+    async with both_ends(address, credits=1) as (_, surface, remote):
         frame = await next_frame(remote)
         crop = memoryview(frame.pixels[10:20, 10:20].reshape(10, -1)[2:5])
         before = bytes(crop)
@@ -200,7 +200,7 @@ async def test_credits_are_bounded(address: str) -> None:
 
 
 async def test_the_last_view_may_die_on_another_thread(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
+    async with both_ends(address, credits=1) as (_, surface, remote):
         views = [(await next_frame(remote)).pixels[:5]]
         surface.draw(picture(1))
         frames = remote.frames()
@@ -217,7 +217,7 @@ async def test_held_views_are_an_error_not_a_hang(
 ) -> None:
     monkeypatch.setattr(client_display, "HELD_WARNING_S", 0.02)
     monkeypatch.setattr(client_display, "HELD_LIMIT_S", 0.05)
-    async with both_ends(address) as (_, _surface, remote):
+    async with both_ends(address, credits=1) as (_, _surface, remote):
         kept = (await next_frame(remote)).pixels
         with pytest.raises(spiceshm.FramesHeld, match=r"views of 1 frames are still held"):
             await next_frame(remote)
@@ -323,7 +323,7 @@ async def test_wanted_paces_a_producer(address: str) -> None:
         with trio.move_on_after(0.02) as nobody:
             await surface.wanted()
         assert nobody.cancelled_caught
-        async with spiceshm.connect(address) as remote:
+        async with spiceshm.connect(address, credits=1) as remote:
             with trio.move_on_after(0.02) as held:
                 await surface.wanted()
             assert held.cancelled_caught  # its one credit is with the first frame
@@ -428,17 +428,17 @@ async def settled(surface: spiceshm.Surface, buffers: int) -> None:
 
 async def test_memory_grows_and_shrinks_with_the_readers(address: str) -> None:
     async with both_ends(address) as (display, surface, remote):
-        await settled(surface, 3)
+        await settled(surface, 4)
         async with spiceshm.connect(address, credits=8) as second:
-            await settled(surface, 11)
+            await settled(surface, 12)
             async with spiceshm.connect(address, credits=2) as third:
-                await settled(surface, 13)
+                await settled(surface, 14)
                 for step in range(1, 5):
                     surface.draw(picture(step))
                     for reader in (remote, second, third):
                         (await until(reader, picture(step))).release()
                 assert display.shm_bytes == sum(s.size for s in surface.pool.segments)
-        await settled(surface, 3)
+        await settled(surface, 4)
         for step in range(5, 9):
             surface.draw(picture(step))
             (await until(remote, picture(step))).release()
@@ -449,7 +449,7 @@ async def test_memory_grows_and_shrinks_with_the_readers(address: str) -> None:
 
 async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture) -> None:
     size = WIDTH * HEIGHT * 4
-    async with spiceshm.serve(address, shm_limit=7 * size) as display:
+    async with spiceshm.serve(address, shm_limit=8 * size) as display:
         display.create_surface(WIDTH, HEIGHT).draw(picture(0))
         async with spiceshm.connect(address) as first:
             assert first.shared
@@ -489,7 +489,7 @@ async def test_forgetting_replaces_the_memory(address: str) -> None:
 
 
 async def test_lock_step(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
+    async with both_ends(address, credits=1) as (_, surface, remote):
         seen: list[int] = []
 
         async def look() -> None:
@@ -522,7 +522,7 @@ async def test_pace(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_statistics_tell_who_holds_what(address: str) -> None:
-    async with both_ends(address) as (display, surface, remote):
+    async with both_ends(address, credits=1) as (display, surface, remote):
         frame = await next_frame(remote)
         async with spiceshm.connect(address, shm="off"):
             for step in range(1, 6):
@@ -543,3 +543,23 @@ async def test_statistics_tell_who_holds_what(address: str) -> None:
         del frame
         await until(remote, picture(5))
         assert display.viewers[0].stats.lag_frames == 0
+
+
+async def test_a_variable_that_names_a_view_does_not_stop_the_loop(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        seen = 0
+        with trio.fail_after(10):
+            async for frame in remote.frames():
+                crop = frame.pixels[:10]
+                surface.draw(picture(seen), [(0, 0, 10, 10)])
+                seen += 1
+                if seen == 20:
+                    break
+        del crop
+
+
+async def test_a_surface_that_was_replaced_is_not_drawn_on(address: str) -> None:
+    async with both_ends(address) as (display, surface, _):
+        display.create_surface(64, 48)
+        with pytest.raises(spiceshm.SpiceShmError, match="draw on the new one"):
+            surface.draw(picture(1))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -28,8 +28,20 @@ class UsageError(Exception):
     """Options that parse but make no sense together; the text says what is accepted."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Also --help may be read by somebody who goes away."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            status = status or _nobody_reads()
+        super().exit(status, message)
+
+
 def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=name,
         description=description,
         epilog=epilog,
@@ -98,7 +110,10 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
         stream=sys.stderr,
     )
     try:
-        return trio.run(main)
+        status = trio.run(main)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except UsageError as error:
         return _complain(name, error, USAGE)
     except Disconnected as error:
@@ -106,19 +121,21 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
     except SpiceShmError as error:
         return _complain(name, error, FAILED)
     except BrokenPipeError:
-        # Whoever read our output went away; nothing is left to say, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return _nobody_reads()
     except OSError as error:
-        return _complain(
-            name, Exception(f"{error.filename or ''} {_reason(error)}".strip()), FAILED
-        )
+        return _complain(name, Exception(f"{error.filename or 'output'}: {_reason(error)}"), FAILED)
 
 
 def _level(arguments: argparse.Namespace) -> int:
     if os.environ.get("SPICESHM_DEBUG") == "1":
         return logging.DEBUG  # with every message that goes in or out
     return logging.INFO if arguments.verbose else logging.WARNING
+
+
+def _nobody_reads() -> int:
+    """Whoever read our output went away; nothing is left to say, also not at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _complain(name: str, error: Exception, status: int) -> int:
@@ -129,8 +146,8 @@ def _complain(name: str, error: Exception, status: int) -> int:
 @contextlib.asynccontextmanager
 async def until_interrupted() -> AsyncIterator[trio.CancelScope]:
     """A block that SIGINT and SIGTERM end, in order, as if it had run to its end."""
-    async with open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_nursery() as nursery:  # inside: it ends before its signals do
 
             async def watch() -> None:
                 async for _ in signals:

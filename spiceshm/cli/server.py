@@ -118,7 +118,7 @@ def _options() -> argparse.ArgumentParser:
         "--shm-limit-mb",
         type=count,
         metavar="N",
-        help="megabytes of shared memory in use at most (default: 1024)",
+        help="megabytes of shared memory in use at most (default: 1000)",
     )
     options.add_argument(
         "--stats", action="store_true", help="every second a table of the clients on stderr"
@@ -142,7 +142,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--display is for --source x11")
 
 
-Show = Callable[[Display], Awaitable[None]]
+Show = Callable[..., Awaitable[None]]
+"""Shows something on a `Display` for ever; to be started, it tells when there is a surface."""
 
 
 @contextlib.asynccontextmanager
@@ -172,16 +173,16 @@ async def _serve(arguments: argparse.Namespace) -> int:
         serve(
             *arguments.listen or (),
             shm=arguments.shm,
-            shm_limit=arguments.shm_limit_mb << 20 if arguments.shm_limit_mb else SHM_LIMIT,
+            shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,
             no_auth=arguments.no_auth,
         ) as display,
     ):
-        _announce(display, what, arguments)
         async with open_nursery() as nursery:
+            await nursery.start(show, display)
+            _announce(display, what, arguments)
             if arguments.stats or arguments.stats_json:
                 nursery.start_soon(_report, display, arguments)
-            await show(display)
     return OK
 
 
@@ -222,7 +223,8 @@ def _announce(display: Display, what: str, arguments: argparse.Namespace) -> Non
     for place in display.addresses:
         here = "" if place == default_address() else f" {place}"
         lines.append(f"listening on {place}")
-        lines.append(f"  look at it:           spiceshm-client --stats{here}")
+        ticket = " --password-file FILE" if arguments.password_file else ""
+        lines.append(f"  look at it:           spiceshm-client --stats{ticket}{here}")
         if place.uri:
             lines.append(f"  with a stock viewer:  remote-viewer {place.uri}")
     print("\n".join(lines), flush=True)

@@ -25,6 +25,7 @@ class Watch:
     def __init__(self, display: RemoteDisplay) -> None:
         self._display = display
         self._start = time.monotonic()
+        self._first = self._last = self._start
         self._latencies: deque[int] = deque(maxlen=_KEPT_LATENCIES)
         self._recent: list[int] = []
         self.frames = 0
@@ -37,12 +38,21 @@ class Watch:
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
+    @property
+    def fps(self) -> float:
+        """Frames a second from the first to the last; the first was there before we looked."""
+        span = self._last - self._first
+        return (self.frames - 1) / span if span else 0.0
+
     def saw(self, frame: Frame) -> None:
         """Count a frame that the program was given now."""
         if frame.published and not frame.full:  # the first frame may be as old as the connection
             latency = time.monotonic_ns() - frame.published
             self._latencies.append(latency)
             self._recent.append(latency)
+        self._last = time.monotonic()
+        if not self.frames:
+            self._first = self._last
         self.frames += 1
         self.rects += len(frame.rects)
         stamp = read_stamp(frame.pixels) if self._display.shared else None
@@ -64,7 +74,7 @@ class Watch:
             "height": display.height,
             "seconds": round(self.seconds, 3),
             "frames": self.frames,
-            "fps": round(self.frames / self.seconds, 2) if self.seconds else 0.0,
+            "fps": round(self.fps, 2),
             "latency_us": _percentiles(self._latencies),
             "torn": self.torn,
             "rects": self.rects,

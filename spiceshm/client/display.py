@@ -53,20 +53,21 @@ Sharing = Literal["auto", "off", "require"]
 
 
 class RemoteDisplay:
-    """A display that somebody else draws; made by `connect`."""
+    """A display that somebody else draws; made by `connect`.
+
+    ``width`` and ``height`` are in pixels and change when the server changes its mode. ``reason``
+    says why memory is not shared, None while it is. ``segment_bytes`` of the server's memory are
+    mapped; the frames so far said that ``pixel_bytes`` of pixels had changed.
+    """
 
     def __init__(self, address: Address, shm_wish: Sharing, credits: int) -> None:
         self.address = address
         self.width = 0
-        """Pixels; changes when the server changes its mode."""
         self.height = 0
         self._stride = 0
         self.reason: str | None = None
-        """Why memory is not shared, None while it is."""
         self.segment_bytes = 0
-        """Bytes of the server's memory that are mapped."""
         self.pixel_bytes = 0
-        """Bytes of pixels that the frames so far said had changed."""
         self._wish = shm_wish
         self._credits = credits
         self._stream: Stream | None = None
@@ -323,8 +324,9 @@ class RemoteDisplay:
     def _held(self) -> str:
         oldest = max(time.monotonic() - lease.since for lease in self._leases.values())
         return (
-            f"views of {len(self._leases)} frames are still held, the oldest for {oldest:.1f} s: "
-            "no new frame can come; drop them or keep frame.copy()"
+            f"{self.address}: views of {len(self._leases)} frames are still held, the oldest for "
+            f"{oldest:.1f} s, so no new frame can come; a variable that names a view counts: "
+            "del it, keep frame.copy(), or connect with more credits"
         )
 
     async def _wait(self) -> None:

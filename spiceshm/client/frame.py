@@ -30,6 +30,12 @@ def page_aligned(height: int, width: int) -> NDArray[np.uint8]:
 class Frame:
     """One picture of the display; it never changes.
 
+    ``rects`` is what changed since the frame that you were given before: an array (n, 4) of int32,
+    each row top, left, bottom, right; bottom and right exclusive; rectangles may overlap. ``full``
+    means that everything may have changed, the size too: forget what you knew of earlier frames.
+    ``serial`` rises from frame to frame; numbers may be skipped. ``published`` is CLOCK_MONOTONIC
+    in ns when the server made it current, 0 in ordinary SPICE.
+
     With shared memory the pixels are the server's own, read in place; the server reuses them only
     when the frame has been released *and* no view of `pixels` is left. So a view that you keep
     stays right, and keeps one of the frames that the server lends you.
@@ -46,14 +52,9 @@ class Frame:
     ) -> None:
         self._pixels: NDArray[np.uint8] | None = pixels
         self.rects = rects
-        """What changed since the frame that you were given before: an array (n, 4) of int32, each
-        row top, left, bottom, right; bottom and right exclusive. Rectangles may overlap."""
         self.serial = serial
-        """Rises from frame to frame; numbers may be skipped."""
         self.published = published
-        """CLOCK_MONOTONIC in ns when the server made it current; 0 in ordinary SPICE."""
         self.full = full
-        """Everything may have changed, the size too: forget what you knew of earlier frames."""
         self._arrived = time.monotonic_ns()
 
     @property
@@ -63,9 +64,7 @@ class Frame:
         Raises ValueError once the frame was released.
         """
         if self._pixels is None:
-            raise ValueError(
-                "this frame was released; keep frame.pixels or frame.copy() before the next step"
-            )
+            raise ValueError("this frame was released; take frame.copy() before the next step")
         return self._pixels
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,24 @@ from ..wire.shm import MAX_CREDITS
 from ..wire.types import ChannelType, DisplayCap
 from .display import HANDSHAKE_S, RemoteDisplay, Sharing
 
+log = logging.getLogger("spiceshm.client")
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
 @contextlib.asynccontextmanager
 async def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 1
+    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 2
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server and look at its display.
 
     ``address`` is ``unix:/path``, ``unix:@name``, ``tcp:host:port``, ``spice://host:port`` or
     ``spice+unix:///path``; None is the default of `spiceshm.serve`. ``shm`` "auto" shares memory if
     the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared.
-    ``credits``, 1 to 8, is how many frames you may hold at once in shared memory. The first
-    complete picture is there when the block begins.
+    ``credits``, 1 to 8, is how many frames you may hold at once in shared memory: the one that the
+    loop gives you, and those of which some variable still names a view. The first complete picture
+    is there when the block begins.
 
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
     RemoteProtocolError, Disconnected.
@@ -68,6 +72,8 @@ async def _open(
     nursery.start_soon(_run, remote, partial(remote.read, link.rest))
     nursery.start_soon(_run, remote, stream.flush_when_writable)
     await remote.first_frame()
+    how = "shared memory" if remote.shared else f"ordinary SPICE: {remote.reason}"
+    log.info("%s: %dx%d, %s", place, remote.width, remote.height, how)
 
 
 async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> None:

@@ -121,6 +121,9 @@ class Pool:
         self.published = 0
         self.version = 0
         """Rises whenever a segment comes or goes."""
+        self.starved = False
+        """A reader was refused a frame so that the writer keeps its buffers: try again when some
+        lease has ended."""
         self._serials = serials
 
     @property
@@ -261,7 +264,10 @@ class Pool:
         buffer = self.current
         if buffer is None or not reader.damage or not reader.credits or not reader.ready:
             return None
-        if buffer.segment not in reader.segments or not self._spare(buffer):
+        if buffer.segment not in reader.segments:
+            return None
+        if not self._spare(buffer):
+            self.starved = True
             return None
         buffer.leases += 1
         reader.leases[self.serial] = buffer

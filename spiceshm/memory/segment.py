@@ -151,7 +151,7 @@ class Budget:
         if not self.allows(size):
             raise MemoryRefused(
                 f"{size / 1e6:.1f} MB more would pass the limit of {self.limit / 1e6:.1f} MB "
-                "of shared memory"
+                "of shared memory (--shm-limit-mb)"
             )
         self.used += size
 

@@ -283,8 +283,8 @@ class ClientDisplay(_Display):
         self._offered_credits = 0
         self._in_use: dict[int, bool] = {}
         """Every segment_id that was ever offered; False once it was withdrawn."""
-        self._doomed: list[ShmOffer] = []
-        """Offers that are no segment, whatever they hold; they are refused as malformed."""
+        self._surplus: set[int] = set()
+        """Offers of more segments than there may be: not kept, and to be refused."""
         self._awaited: ShmOffer | None = None
         self._arrived: list[Descriptor] = []
         self._claimed: dict[int, tuple[Descriptor, ...]] = {}
@@ -315,11 +315,8 @@ class ClientDisplay(_Display):
         if view[at] != shm.DESCRIPTOR_BYTE[0]:
             raise RemoteProtocolError(_OFFER, "descriptor", f"byte 0x{view[at]:02x} is not '@'")
         offer, self._awaited = self._awaited, None
-        if self._is_doomed(offer):
-            self._drop_arrived()
-        else:
-            self._claimed[offer.segment_id] = tuple(self._arrived)
-            self._arrived = []
+        self._claimed[offer.segment_id] = tuple(self._arrived)
+        self._arrived = []
         messages.append(offer)
         return at + 1
 
@@ -384,12 +381,9 @@ class ClientDisplay(_Display):
             (offer.handle == shm.HANDLE_DESCRIPTOR and bool(offer.name), "name"),
             (len(offer.name) > shm.MAX_NAME or not _is_text(offer.name), "name"),
             (self._offered_credits not in (0, offer.credits), "credits"),
-            (self._is_doomed(offer), "segment_id"),
+            (offer.segment_id in self._surplus, "segment_id"),
         )
         return next((name for wrong, name in checks if wrong), None)
-
-    def _is_doomed(self, offer: ShmOffer) -> bool:
-        return any(offer is other for other in self._doomed)
 
     def _token_fits(self, offer: ShmOffer) -> bool:
         if offer.token_size == 0:
@@ -426,13 +420,10 @@ class ClientDisplay(_Display):
             self.credits = self.credits or reply.credits
             if segment.withdrawn:
                 del self.segments[reply.segment_id]
+        elif reply.segment_id in self._surplus and not reply.accepted:
+            self._surplus.remove(reply.segment_id)
         else:
-            doomed = [o for o in self._doomed if o.segment_id == reply.segment_id]
-            if not doomed:
-                raise LocalProtocolError(_REPLY, "segment_id", "nothing to answer")
-            if reply.accepted:
-                raise LocalProtocolError(_REPLY, "segment_id", "is none that can be accepted")
-            self._doomed = [o for o in self._doomed if o is not doomed[0]]
+            raise LocalProtocolError(_REPLY, "segment_id", "nothing to answer")
         self._refused |= not reply.accepted
 
     def _check_received(self, message: Message) -> None:
@@ -472,12 +463,12 @@ class ClientDisplay(_Display):
             raise RemoteProtocolError(_OFFER, "segment_id", f"{offer.segment_id} was used before")
         self._in_use[offer.segment_id] = True
         if len(self.segments) == MAX_SEGMENTS:
-            self._doomed.append(offer)
+            self._surplus.add(offer.segment_id)
         else:
             self.segments[offer.segment_id] = OfferedSegment(offer)
 
     def _check_create(self, create: SurfaceCreateShm) -> None:
-        if self.state is State.OFFERED and (self._refused or self.undecided or self._doomed):
+        if self.state is State.OFFERED and (self._refused or self.undecided or self._surplus):
             raise RemoteProtocolError(_CREATE, "", "came although not every offer was accepted")
         self._note_surface(create, RemoteProtocolError)
         if create.mode != shm.MODE_LEASED:
@@ -493,7 +484,7 @@ class ClientDisplay(_Display):
     def _check_ordinary(self, create: SurfaceCreate) -> None:
         if self.state is State.SHARED_EMPTY and not self._offered_later:
             raise RemoteProtocolError(create.title, "", "came in shared memory mode")
-        if self.state is State.OFFERED and (self.undecided or self._doomed):
+        if self.state is State.OFFERED and (self.undecided or self._surplus):
             raise RemoteProtocolError(create.title, "", "came before every offer was answered")
         self._note_surface(create, RemoteProtocolError)
         # Segments count no more; offers that are still to be answered are answered all the same.

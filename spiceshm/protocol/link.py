@@ -266,7 +266,8 @@ class ClientLink(_Link):
         if self._at is _At.HEADER:
             size, error = _header(data, _MIN_REPLY, MAX_LINK_MESSAGE)
             if error:
-                raise RemoteProtocolError("link_header", error.name.lower(), data[:4].hex(" "))
+                detail = f"{data[:4].hex(' ')}: is that a SPICE server?"
+                raise RemoteProtocolError("link_header", error.name.lower(), detail)
             self._go(_At.MESS, size)
         elif self._at is _At.MESS:
             self._read_reply(LinkReply.parse(data))
@@ -302,6 +303,6 @@ def _check(code: int, *, ticket: bool) -> None:
     if code == LinkError.OK:
         return
     if ticket and code == LinkError.PERMISSION_DENIED:
-        raise LinkRefused(code, "permission denied: wrong or missing password")
+        raise LinkRefused(code, "permission denied: wrong or missing password (--password-file)")
     name = LinkError(code).name.lower().replace("_", " ") if code < len(LinkError) else "unknown"
     raise LinkRefused(code, f"the server refused the connection: {name} ({code})")

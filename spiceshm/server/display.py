@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spiceshm.server")
 
-SHM_LIMIT = 1 << 30
+SHM_LIMIT = 10**9
 """Bytes of shared memory in use at once, unless somebody says otherwise."""
 
 MAX_CONNECTIONS = 256
@@ -292,7 +292,10 @@ async def serve(
     secret = _password(password)
     for place in places:
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
-            raise ListenError(f"{place}: anybody could connect; give a password, or say no_auth")
+            raise ListenError(
+                f"{place}: anybody could connect; "
+                "set a password (--password-file) or allow it (--no-auth)"
+            )
     async with open_nursery() as nursery:
         display = Display(nursery, shm=shm, shm_limit=shm_limit, password=secret)
         with contextlib.ExitStack() as stack:

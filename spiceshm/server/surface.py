@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spiceshm.server")
 
-FIRST_BUFFERS = 3
-"""Buffers of a new surface: one shown, one being drawn, one lent."""
+FIRST_BUFFERS = 4
+"""Buffers of a new surface: one shown, one being drawn, two for a reader to hold."""
 
 
 class Watcher(Protocol):
@@ -85,11 +85,11 @@ class Surface:
         ``rects`` is "all" or rectangles (top, left, bottom, right). The array stays yours. Raises
         ValueError if its shape or a rectangle does not fit the surface.
         """
-        if pixels.shape != (self.height, self.width, 4) or pixels.dtype != np.uint8:
-            raise ValueError(
-                f"pixels are {pixels.shape} of {pixels.dtype}, "
-                f"not ({self.height}, {self.width}, 4) of uint8"
-            )
+        wanted = (self.height, self.width, 4)
+        if not isinstance(pixels, np.ndarray):
+            raise ValueError(f"pixels are no array but {type(pixels).__name__}")
+        if pixels.shape != wanted or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels are {pixels.shape} of {pixels.dtype}, not {wanted} of uint8")
         with self.frame(rects) as frame:
             for top, left, bottom, right in frame.damage:
                 frame.pixels[top:bottom, left:right] = pixels[top:bottom, left:right]
@@ -100,6 +100,8 @@ class Surface:
 
         ``damage`` names what you are about to draw: all of it must be drawn, nothing else.
         """
+        if self._closed:
+            raise SpiceShmError("this surface was replaced or closed; draw on the new one")
         if self._drawing is not None:
             raise SpiceShmError("a frame of this surface is being drawn already")
         rects = region.from_damage(damage, self.width, self.height)
@@ -172,6 +174,7 @@ class Surface:
         self.pool.leave(reader)
         self._changed.set()
         self._shrink()
+        self._feed()
 
     def release(self, reader: Reader, serial: int) -> None:
         """A lease is over."""
@@ -179,6 +182,13 @@ class Surface:
         self._changed.set()
         if self.pool.retiring:
             self._give_back()
+        self._feed()
+
+    def _feed(self) -> None:
+        """A lease has ended: who had to wait for that is sent the newest frame."""
+        if self.pool.starved:
+            self.pool.starved = False
+            self._notify()
 
     def delivered(self, reader: Reader, frame: Frame) -> None:
         """A frame that was read without a lease has arrived."""

@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import trio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,13 +113,21 @@ def read_stamp(pixels: NDArray[np.uint8]) -> int | Literal["torn"] | None:
 
 
 async def show_pattern(
-    display: Display, width: int, height: int, *, fps: float, full: bool = False
+    display: Display,
+    width: int,
+    height: int,
+    *,
+    fps: float,
+    full: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Show the pattern for ever, ``fps`` frames a second; 0: as fast as somebody takes them.
 
-    ``full`` redraws every pixel of every frame.
+    ``full`` redraws every pixel of every frame. Started once there is a surface. Raises
+    MemoryRefused if there is no memory for it.
     """
     surface = display.create_surface(width, height)
+    task_status.started()
     pattern = Pattern(width, height, full=full)
     pace = surface.pace(fps) if fps else None
     for number in itertools.count():

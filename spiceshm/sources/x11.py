@@ -39,14 +39,22 @@ class XDesktop:
         screen = self._screen
         return f"X display {screen.name} {screen.width}x{screen.height} depth {screen.depth}"
 
-    async def show(self, display: Display, *, fps: float) -> None:
+    async def show(
+        self,
+        display: Display,
+        *,
+        fps: float,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Show the desktop for ever, at most ``fps`` frames a second (0: no limit).
 
-        A still desktop makes no frames. When the desktop changes its size a new surface follows.
-        Raises SourceError when the X server goes away.
+        Started once there is a surface. A still desktop makes no frames. When the desktop changes
+        its size a new surface follows. Raises SourceError when the X server goes away.
         """
         while True:
             surface = self._new_surface(display)
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED  # that is said once
             try:
                 await self._follow(surface, 1 / fps if fps else 0.0)
             except XResized:
