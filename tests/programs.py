@@ -84,7 +84,7 @@ def short_directory() -> Iterator[Path]:
 
 
 class Program:
-    """A Python process that is killed, if nothing else ended it, when the block ends."""
+    """A process that is killed, if nothing else ended it, when the block ends."""
 
     def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
         self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
@@ -95,7 +95,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=env,
+            env=environment() if env is None else env,
         )
         self.pid = self.process.pid
         self._begun = b""
@@ -167,7 +167,12 @@ def command(program: str, *arguments: str, prelude: str = "") -> list[str]:
 
 def environment(runtime: Path | None = None, **more: str) -> dict[str, str]:
     """Ours without what would make a program behave differently from machine to machine."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XDG_RUNTIME_DIR", "DISPLAY")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XDG_RUNTIME_DIR", "DISPLAY", "SPICESHM_DEBUG")
+        and not name.startswith("PYTHON")
+    }
     if runtime is not None:
         env["XDG_RUNTIME_DIR"] = str(runtime)
     return {**env, "COLUMNS": "200", **more}
@@ -206,7 +211,11 @@ def serving(
 
 
 def run(
-    program: str, *arguments: str, prelude: str = "", runtime: Path | None = None
+    program: str,
+    *arguments: str,
+    prelude: str = "",
+    runtime: Path | None = None,
+    seconds: float = DEADLINE,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run "server" or "client" to its end."""
     return subprocess.run(
@@ -214,7 +223,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment(runtime),
-        timeout=DEADLINE,
+        timeout=seconds,
     )
 
 
@@ -230,15 +239,12 @@ def mapped(pid: int) -> list[tuple[str, str]]:
     return [(f[1], f[5]) for f in fields if len(f) == 6 and f[5].startswith("/memfd:spiceshm")]
 
 
-def owners_of_memory() -> set[int]:
-    """The processes that map any of our shared memory or hold a descriptor of it."""
-    owners = set()
+def processes_with(mark: str) -> set[int]:
+    """The processes that live and have ``mark`` in their environment."""
+    found = set()
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            fds = os.scandir(f"/proc/{entry.name}/fd")
-            targets = [os.readlink(fd.path) for fd in fds]
-            if mapped(int(entry.name)) or any("memfd:spiceshm" in t for t in targets):
-                owners.add(int(entry.name))
-    return owners
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark.encode() in Path(entry.path, "environ").read_bytes():
+                    found.add(int(entry.name))
+    return found

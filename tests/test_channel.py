@@ -6,6 +6,7 @@ message by message; the reader gets its streams whole, byte by byte and with a p
 
 from __future__ import annotations
 
+import logging
 import struct
 
 import pytest
@@ -592,6 +593,29 @@ def test_bytes_with_descriptors_are_a_part_of_their_own() -> None:
             Outgoing(framed(base.Ping(1, 2))),
         ]
         gift.close()
+
+
+# The trace
+
+
+def test_a_trace_of_both_directions(caplog: pytest.LogCaptureFixture) -> None:
+    """`<` is what came in, `>` what goes out; what the state does not allow is in neither."""
+    with caplog.at_level(logging.DEBUG, "spiceshm.trace"):
+        client = Channel("cursor", Sender.CLIENT)
+        client.receive_data(framed(base.Ping(7, 9, b"\0\n")) + struct.pack("<HI", 999, 0))
+        with pytest.raises(LocalProtocolError):
+            client.send(main.AttachChannels())
+        with pytest.raises(RemoteProtocolError):
+            client.receive_data(framed(cursor.CursorHide()))
+    lines = [record.getMessage() for record in caplog.records if record.name == "spiceshm.trace"]
+    assert lines[:2] == ["< base.ping id=7 timestamp=9 data=2B", "> base.pong id=7 timestamp=9"]
+    assert not any("\n" in line or "attach" in line or "hide" in line for line in lines)
+
+
+def test_without_debugging_there_is_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        Channel("cursor", Sender.CLIENT).receive_data(framed(base.Ping(7, 9)))
+    assert caplog.records == []
 
 
 # Three ways to read

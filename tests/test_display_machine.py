@@ -172,6 +172,14 @@ def test_one_refusal_among_several_is_enough() -> None:
             assert both(pair, State.ORDINARY)
 
 
+def test_the_first_refusal_is_the_one_that_is_named() -> None:
+    with ready() as pair:
+        first, second = pair.offer(1), pair.offer(2)
+        pair.refuse(first, Refusal.NOT_SEALED)
+        pair.refuse(second, Refusal.TOO_SMALL)
+        assert pair.server.refusal == Refusal.explain(Refusal.NOT_SEALED)
+
+
 PROOFS = {
     "one bit": TOKEN[:-1] + bytes([TOKEN[-1] ^ 1]),
     "zero": bytes(32),
@@ -389,8 +397,12 @@ def test_more_than_64_segments_are_a_fault() -> None:
             [offer] = foreign.offers(offer_of(n))
             assert isinstance(offer, shm.ShmOffer)
             assert client.fault(offer) == "segment_id"
-            assert client.take_descriptors(n) == ()
+            assert foreign.pair.take(offer) == 1
+            with pytest.raises(LocalProtocolError, match="nothing to answer"):
+                client.accept(offer, TOKEN, 2)
             client.refuse(offer, Refusal.MALFORMED)
+            with pytest.raises(LocalProtocolError, match="nothing to answer"):
+                client.refuse(offer, Refusal.MALFORMED)
         assert len(client.segments) == MAX_SEGMENTS
         client.receive_data(framed(shm.ShmWithdraw(MAX_SEGMENTS)) + framed(shm.ShmWithdraw(1)))
         [offer] = foreign.offers(offer_of(1000))
@@ -932,6 +944,16 @@ def test_another_byte_than_at_is_a_breach(byte: bytes, split: bool) -> None:
         with pytest.raises(RemoteProtocolError, match="descriptor"):
             read(client, pieces(data, [46] if split else [], {46: 1}))
         client.close()
+
+
+def test_only_the_byte_is_awaited_behind_an_offer() -> None:
+    client = fresh()
+    for at_byte, byte in enumerate(framed(offer_of(1)) + b"@"):
+        assert client.awaits_descriptor == (at_byte == 46)
+        client.receive_data(bytes([byte]))
+    assert not client.awaits_descriptor
+    client.receive_data(framed(offer_of(2, handle=shm.HANDLE_FILE)))
+    assert not client.awaits_descriptor
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 7, 46, 47, 48, 100])

@@ -37,7 +37,7 @@ Nothing else should run meanwhile. Exit status: 0 all was measured that can be h
 failed, 2 wrong options."""
 
 _ROUNDS, _QUICK_ROUNDS = 5, 3
-_SECONDS, _QUICK_SECONDS = 0.8, 0.25
+_SECONDS, _QUICK_SECONDS = 0.8, 0.2
 _WARMUP = 0.25
 
 
@@ -122,8 +122,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _options()
     arguments = options.parse_args(words)
     tables = selected(TABLES, arguments.only)
-    if not tables:
-        options.error(f"--only {' '.join(arguments.only)}: no table or case of that name (--list)")
+    for name in arguments.only:
+        if not selected(TABLES, [name]):
+            options.error(f"--only {name}: no table or case of that name (--list)")
     for value in (arguments.rounds, arguments.seconds):
         if value is not None and value <= 0:
             options.error("--rounds and --seconds are above 0")

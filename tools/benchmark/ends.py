@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
     from .process import Worker
 
-_SETTLE_S = 0.1
+_SETTLE_S = 0.05
 """So long after it something that happens at once has happened."""
+
+_LEAST = 3
+"""Updates that are made whatever time they take."""
 
 _MARK = 0xFFFFFF
 
@@ -52,13 +55,15 @@ class Produced:
 class Seen:
     """What one reader saw: each frame's serial, when it was published, when it was copied.
 
-    ``wire`` is the bytes of its display channel for all of that, both ways.
+    ``wire`` is the bytes of its display channel for all of that, both ways; ``pixels`` the bytes
+    of pixels that were said to have changed. Both are the library's own counters.
     """
 
     serials: NDArray[np.int64]
     published: NDArray[np.int64]
     copied: NDArray[np.int64]
     wire: int
+    pixels: int
 
 
 # The producer
@@ -102,7 +107,7 @@ async def _paint_for(
         else:
             await surface.wanted()
         now = time.monotonic_ns()
-        if now >= end:
+        if now >= end and len(begun) >= _LEAST:
             return begun
         begun.append(now)
         paint(surface.serial + 1)
@@ -156,10 +161,9 @@ async def _look(link: Connection, work: Work, address: str, hold_s: float) -> No
     serials: list[int] = []
     published: list[int] = []
     copied: list[int] = []
-    wire = 0
     async with spiceshm.connect(address, shm=shm, credits=work.credits) as display:
         link.send("connected")
-        wire = display.wire_bytes
+        wire, pixels = display.wire_bytes, display.pixel_bytes
         try:
             async for frame in display.frames():
                 serials.append(_mirror(frame, mirror, work))
@@ -169,8 +173,8 @@ async def _look(link: Connection, work: Work, address: str, hold_s: float) -> No
                     await trio.sleep(hold_s)
         except spiceshm.Disconnected:
             pass
-        wire = display.wire_bytes - wire
-    link.send(Seen(np.array(serials), np.array(published), np.array(copied), wire))
+        wire, pixels = display.wire_bytes - wire, display.pixel_bytes - pixels
+    link.send(Seen(np.array(serials), np.array(published), np.array(copied), wire, pixels))
 
 
 def _mirror(frame: spiceshm.Frame, mirror: NDArray[np.uint8], work: Work) -> int:
@@ -215,6 +219,8 @@ def _joined(work: Work, produced: Produced, seen: Sequence[Seen]) -> Measures:
         raise Failed("too few updates")
     took = (produced.end - produced.start) / 1e9
     timely = [_within(one, produced) for one in seen]
+    # The first frame is the one that connecting waited for: nothing came for it since.
+    frames = max(1, sum(len(one.serials) - 1 for one in seen))
     deliveries = sum(len(one.serials) for one in timely)
     begun = [one.copied - produced.begun[one.serials - produced.first] for one in timely]
     measures: Measures = {
@@ -223,7 +229,8 @@ def _joined(work: Work, produced: Produced, seen: Sequence[Seen]) -> Measures:
         "server_cpu_us": produced.cpu / 1000 / updates,
         "reader_cpu_us": produced.readers_cpu / 1000 / updates,
         "server_cpu_per_delivery_us": produced.cpu / 1000 / max(deliveries, 1),
-        "wire_bytes": sum(one.wire for one in seen) / sum(len(one.serials) for one in seen),
+        "wire_bytes": sum(one.wire for one in seen) / frames,
+        "changed_bytes": sum(one.pixels for one in seen) / frames,
         "painted_bytes": float(work.painted_bytes),
     }
     measures |= latencies("done", np.concatenate(begun))
@@ -237,4 +244,9 @@ def _within(seen: Seen, produced: Produced) -> Seen:
     """What a reader saw of the measured updates, in the measured time."""
     end = produced.first + len(produced.begun)
     mine = (seen.serials >= produced.first) & (seen.serials < end) & (seen.copied <= produced.end)
-    return Seen(seen.serials[mine], seen.published[mine], seen.copied[mine], seen.wire)
+    return replace(
+        seen,
+        serials=seen.serials[mine],
+        published=seen.published[mine],
+        copied=seen.copied[mine],
+    )

@@ -30,9 +30,12 @@ class Line:
 
 
 def lines(table: Table, found: Gathered) -> list[Line]:
-    """The rows of a table of which anything is known, be it why there is no figure."""
-    made = [_line(row, found) for row in table.rows]
-    return [line for line in made if line.value or line.against or line.problem]
+    """The rows of a table whose cases were to be measured, be it that there is no figure."""
+    return [
+        _line(row, found)
+        for row in table.rows
+        if row.case in found.rounds and (row.against is None or row.against in found.rounds)
+    ]
 
 
 def _line(row: Row, found: Gathered) -> Line:
@@ -108,9 +111,13 @@ def _cells(line: Line) -> list[str]:
     ]
 
 
-def _columns(table: Table) -> list[str]:
+def _grid(table: Table, shown: list[Line]) -> list[list[str]]:
+    """The heads of the columns and the cells below them, without columns that are empty."""
     better = {"less": "ratio, less is better", "more": "ratio, more is better"}
-    return ["", *table.columns, better.get(table.better, "ratio")]
+    heads = ["", *table.columns, better.get(table.better, "ratio")]
+    rows = [_cells(line) for line in shown]
+    kept = [i for i in range(len(heads)) if any(row[i] != _GONE for row in rows)]
+    return [[row[i] for i in kept] for row in (heads, *rows)]
 
 
 def _with_spread(figure: Spread | None, unit: str) -> str:
@@ -120,7 +127,7 @@ def _with_spread(figure: Spread | None, unit: str) -> str:
     return f"{_number(figure.median, unit)} {_UNITS.get(unit, unit)} ({low}..{high})"
 
 
-_UNITS = {"B": "kB", "x": "x"}
+_UNITS = {"B": "kB"}
 
 
 def _number(value: float, unit: str) -> str:
@@ -139,8 +146,8 @@ def _problems(shown: list[Line]) -> list[str]:
 
 
 def _plain(table: Table, shown: list[Line]) -> str:
-    rows = [_columns(table), *(_cells(line) for line in shown)]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    rows = _grid(table, shown)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     text = [f"{table.title}  [{table.name}]"]
     text += textwrap.wrap(table.note, _WIDTH, initial_indent="  ", subsequent_indent="  ")
     for first, *rest in rows:
@@ -150,7 +157,8 @@ def _plain(table: Table, shown: list[Line]) -> str:
 
 
 def _markdown(table: Table, shown: list[Line]) -> str:
-    rows = [_columns(table), ["---", "---:", "---:", "---:"], *(_cells(line) for line in shown)]
+    heads, *rows = _grid(table, shown)
+    rules = ["---", *["---:"] * (len(heads) - 1)]
     text = [f"## {table.title}", "", table.note, ""]
-    text += ["| " + " | ".join(row) + " |" for row in rows]
+    text += ["| " + " | ".join(row) + " |" for row in (heads, rules, *rows)]
     return "\n".join([*text, *(f"\n{problem}" for problem in _problems(shown))])

@@ -3,8 +3,8 @@
 The same for each: an Xvfb of 1920x1080, on which a square is painted in a new colour when the
 reader has seen the last one and has had a moment to wait again. Time counts from before the
 request is sent to the X server until the reader finds the colour in an array (height, width, 4) of
-the whole screen. mss asks for a screenshot (MIT-SHM) as often as it can, as that is the only way to notice
-anything; x11vnc polls as often as its options allow, and asyncvnc reads what it sends.
+the whole screen. mss asks for a screenshot (MIT-SHM) as often as it can, as that is the only way to
+notice anything; x11vnc polls as often as its options allow, and asyncvnc reads what it sends.
 """
 
 from __future__ import annotations
@@ -194,19 +194,20 @@ class _Canvas:
         import xcffib
         import xcffib.xproto
 
-        self._connection: Any = xcffib.connect(display=display)
-        self._root = self._connection.get_setup().roots[0].root
-        self._context = self._connection.generate_id()
+        connection: Any = xcffib.connect(display=display)
+        self._connection = connection
+        self._core = connection.core
+        self._root = connection.get_setup().roots[0].root
+        self._context = connection.generate_id()
         self._foreground = xcffib.xproto.GC.Foreground
         self._square = [xcffib.xproto.RECTANGLE.synthetic(_X, _Y, TILE, TILE)]
-        self._connection.core.CreateGC(self._context, self._root, self._foreground, [0])
+        self._core.CreateGC(self._context, self._root, self._foreground, [0])
 
     def paint(self, colour: int) -> int:
         """Returns when it was begun."""
         begun = time.monotonic_ns()
-        core = self._connection.core
-        core.ChangeGC(self._context, self._foreground, [colour])
-        core.PolyFillRectangle(self._root, self._context, len(self._square), self._square)
+        self._core.ChangeGC(self._context, self._foreground, [colour])
+        self._core.PolyFillRectangle(self._root, self._context, len(self._square), self._square)
         self._connection.flush()
         return begun
 
