@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -686,6 +687,16 @@ def test_a_piece_of_the_next_message_changes_nothing(
     reader = Channel(channel, sender.other, mini=mini)
     assert reader.receive_data(data + tail[:at]) == messages
     assert reader.receive_data(tail[at:]) == [last]
+
+
+def test_a_large_message_in_the_smallest_pieces() -> None:
+    """Its bytes are looked at once, not once for every piece: that would take minutes."""
+    reader = Channel("main", Sender.CLIENT)
+    data = framed(base.Ping(1, 2, bytes(600000)))
+    start = time.process_time()
+    messages = [message for byte in data for message in reader.receive_data(bytes([byte]))]
+    assert messages == [base.Ping(1, 2, bytes(600000))]
+    assert time.process_time() - start < 8
 
 
 def test_what_was_read_does_not_lie_in_the_buffer_that_it_came_in() -> None:

@@ -284,6 +284,7 @@ FAULTS = {
     "token absent from a file": changed(handle=2, token_size=0),
     "name of a descriptor": changed(name=b"a"),
     "name that is no text": changed(handle=2, name=b"\xff"),
+    "name too long": changed(handle=2, name=b"a" * 4097),
 }
 
 
@@ -307,6 +308,7 @@ GOOD = {
     "eight credits": changed(credits=8),
     "flags that nobody knows": changed(flags=0xFF),
     "a file with a name": changed(handle=2, name="ä".encode()),
+    "the longest name": changed(handle=2, name=b"a" * 4096),
     "a handle that nobody knows": changed(handle=77),
 }
 

@@ -380,7 +380,7 @@ class Bystander:
     async def watch(
         self, address: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        async with spiceshm.connect(address, shm="require") as self.remote:
+        async with spiceshm.connect(address, shm="require", credits=1) as self.remote:
             task_status.started()
             async for frame in self.remote.frames():
                 self.seen = frame.serial, frame.copy()
@@ -915,8 +915,12 @@ async def test_who_does_not_finish_the_link_phase_is_closed_after_10_s(
 
 @pytest.mark.parametrize("what", ["no init", "half an init", "no reply", "not every reply"])
 async def test_who_does_not_finish_the_hand_shake_is_closed_after_10_s(
-    what: str, jumping: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    what: str,
+    jumping: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("spiceshm.server.surface.FIRST_BUFFERS", 3)
     async with scene(bystanders=2) as at, at.attacker() as it:
         if what in ("no init", "half an init"):
             await it.open_display()
@@ -961,13 +965,14 @@ async def test_who_is_silent_after_the_hand_shake_may_stay(
 
 async def test_who_never_acknowledges_costs_its_credits_and_nothing_else() -> None:
     async with scene() as at, at.attacker() as it:
+        buffers = len(at.surface.pool.buffers)
         with trio.fail_after(SOON):
             serial = await it.share()
         await at.all_is_well(frames=50)
         with trio.move_on_after(0.05):
             message = await it.next()
             raise AssertionError(f"nothing was to come, not {message}")
-        assert len(at.surface.pool.buffers) <= 2 + 2  # a credit each, and two
+        assert len(at.surface.pool.buffers) <= max(2 + 2, buffers)  # a credit each, and two
         with trio.fail_after(SOON):
             await it.display.put(handled(serial))
             damage = await it.take(shm.ShmDamage)
@@ -984,6 +989,7 @@ async def test_who_had_to_wait_for_memory_is_sent_the_frame_when_there_is_some(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the pool cannot grow, a held frame may cost another reader its turn, not its frame."""
+    monkeypatch.setattr("spiceshm.server.surface.FIRST_BUFFERS", 3)
     gate, run_sync = trio.Event(), trio.to_thread.run_sync
 
     async def later(*arguments: Any) -> Any:
@@ -2058,27 +2064,27 @@ NONSENSE: dict[str, tuple[bytes, type[Exception], str]] = {
     "VNC": (
         b"RFB 003.008\n    ",
         spiceshm.RemoteProtocolError,
-        "link_header: invalid_magic: 52 46 42 20",
+        "link_header: invalid_magic: 52 46 42 20.*",
     ),
     "a web server": (
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         spiceshm.RemoteProtocolError,
-        "link_header: invalid_magic: 48 54 54 50",
+        "link_header: invalid_magic: 48 54 54 50.*",
     ),
     "another version": (
         link_header(major=1, size=178) + bytes(178),
         spiceshm.RemoteProtocolError,
-        "link_header: version_mismatch: 52 45 44 51",
+        "link_header: version_mismatch: 52 45 44 51.*",
     ),
     "a reply of 4 GiB": (
         link_header(size=0xFFFFFFFF),
         spiceshm.RemoteProtocolError,
-        "link_header: invalid_data: 52 45 44 51",
+        "link_header: invalid_data: 52 45 44 51.*",
     ),
     "a reply of nothing": (
         link_header(size=0),
         spiceshm.RemoteProtocolError,
-        "link_header: invalid_data: 52 45 44 51",
+        "link_header: invalid_data: 52 45 44 51.*",
     ),
     "no key": (
         link_header(size=178) + struct.pack("<I162sIII", 0, bytes(162), 0, 0, 178),
@@ -2167,6 +2173,23 @@ async def test_a_segment_withdrawn_while_a_frame_is_held_stays_readable() -> Non
 def hostile_maps() -> list[str]:
     maps = Path("/proc/self/maps").read_text().splitlines()
     return [line for line in maps if "/memfd:hostile" in line]
+
+
+async def test_an_offer_of_holes_makes_no_memory() -> None:
+    size = 1 << 30
+
+    async def act(it: HostileServer) -> None:
+        fd = it.keep(memory(size))
+        await it.offer(fds=[fd], size=size)
+        await it.display.put(create_shm(), damage(1), MARK)
+        await it.display.find(shm.ShmDamageHandled)
+        allocated.append(os.fstat(fd).st_blocks * 512)
+        raise Cut
+
+    allocated: list[int] = []
+    async with hostile(act) as address:
+        assert await show(address) == 1
+    assert allocated[0] < 10 << 20
 
 
 async def test_every_mapping_of_a_client_is_read_only() -> None:
@@ -2355,7 +2378,7 @@ def test_a_server_without_memory_says_so_in_one_line(tmp_path: Path) -> None:
         assert result.returncode == 1
         [line] = result.stderr.decode().splitlines()
         assert re.fullmatch(
-            r"spiceshm-server: cannot (have|map) 402\.\d MB of shared memory: .*", line
+            r"spiceshm-server: cannot (have|map) \d+\.\d MB of shared memory: .*", line
         )
         assert not (tmp_path / "s").exists()
 
@@ -2378,7 +2401,7 @@ def test_a_client_that_cannot_map_goes_on_in_ordinary_spice() -> None:
         said = json.loads(result.stdout)
         assert said["shm"] is False
         assert re.match(
-            r"cannot map 3\.7 MB of shared memory: .*Cannot allocate memory", said["reason"]
+            r"cannot map \d\.\d MB of shared memory: .*Cannot allocate memory", said["reason"]
         )
         result = look("--require-shm", server.address, prelude=NO_MAPPING)
         assert result.returncode == 3

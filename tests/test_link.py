@@ -520,25 +520,25 @@ def test_keys_that_are_none(public: bytes) -> None:
 
 
 HOSTILE_REPLIES = {
-    "wrong magic": header(178, magic=b"HTTP"),
-    "major version 1": header(178, major=1),
-    "size 177": header(177),
-    "size 4097": header(4097),
-    "size of 4 GiB": header(0xFFFFFFFF),
-    "33 words": reply(common=(0,) * 33),
-    "words inside the key": reply(offset=100),
-    "words behind the end": reply(offset=179),
-    "a word that is not there": reply(counts=(2, 0)),
-    "counts that wrap": reply(counts=(0x80000000, 0x80000000)),
+    "wrong magic": (header(178, magic=b"HTTP"), "link_header: invalid_magic"),
+    "major version 1": (header(178, major=1), "link_header: version_mismatch"),
+    "size 177": (header(177), "link_header: invalid_data"),
+    "size 4097": (header(4097), "link_header: invalid_data"),
+    "size of 4 GiB": (header(0xFFFFFFFF), "link_header: invalid_data"),
+    "33 words": (reply(common=(0,) * 33), "link_reply: num_common_caps"),
+    "words inside the key": (reply(offset=100), "link_reply"),
+    "words behind the end": (reply(offset=179), "link_reply"),
+    "a word that is not there": (reply(counts=(2, 0)), "link_reply: common_caps"),
+    "counts that wrap": (reply(counts=(1 << 31, 1 << 31)), "link_reply: num_common_caps"),
 }
 
 
-@pytest.mark.parametrize("data", HOSTILE_REPLIES.values(), ids=HOSTILE_REPLIES.keys())
+@pytest.mark.parametrize(("data", "what"), HOSTILE_REPLIES.values(), ids=HOSTILE_REPLIES.keys())
 @pytest.mark.parametrize("size", [None, 1])
-def test_replies_that_are_none(data: bytes, size: int | None) -> None:
+def test_replies_that_are_none(data: bytes, what: str, size: int | None) -> None:
     near = client()
     near.data_to_send()
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match=f"^{what}"):
         pass_on(data, near.receive_data, size)
     assert near.data_to_send() == b""
     assert not near.done

@@ -177,7 +177,7 @@ class MappedSegment:
                     Refusal.CANNOT_MAP,
                 )
             fd = descriptors[0].fileno()
-            _check_received(fd, size)
+            filled = _check_received(fd, size)
             self.map = _map(fd, size, mmap.PROT_READ)
         finally:
             for descriptor in descriptors:
@@ -186,7 +186,8 @@ class MappedSegment:
         self.token = self.map[token_offset : token_offset + token_size]
         """The proof that this is the same memory as the server's."""
         _advise(self.map, MADV_DONTDUMP)
-        _advise(self.map, MADV_POPULATE_READ)
+        if filled:  # in holes it would make the memory, on our account
+            _advise(self.map, MADV_POPULATE_READ)
 
     def pixels(self, offset: int, width: int, height: int, stride: int) -> NDArray[np.uint8]:
         """A fresh read-only array (height, width, 4) over the memory at ``offset``; B, G, R, X.
@@ -247,8 +248,11 @@ def _map(fd: int, size: int, protection: int) -> mmap.mmap:
         ) from None
 
 
-def _check_received(fd: int, size: int) -> None:
-    """Regular file, cannot shrink, large enough: in the order in which reasons are answered."""
+def _check_received(fd: int, size: int) -> bool:
+    """Regular file, cannot shrink, large enough: in the order in which reasons are answered.
+
+    Returns whether it is all there, or has holes.
+    """
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise MemoryRefused("the descriptor is no regular file", Refusal.CANNOT_MAP)
@@ -262,6 +266,7 @@ def _check_received(fd: int, size: int) -> None:
         raise MemoryRefused(
             f"the memory has {status.st_size} bytes, {size} were offered", Refusal.TOO_SMALL
         )
+    return status.st_blocks * 512 >= size
 
 
 def _advise(mapping: mmap.mmap, advice: int) -> bool:

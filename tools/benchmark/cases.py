@@ -465,7 +465,7 @@ TABLES = (
     Table(
         "memory",
         "Memory",
-        "A server of 1920x1080 and one client of one credit, after the first frame: segments as "
+        "A server of 1920x1080 and one client, both as they are by default: segments as "
         "the client was offered them; resident memory of each process, private and shared (the "
         "same pages in both), without code.",
         ("spiceshm", ""),
