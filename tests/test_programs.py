@@ -611,10 +611,34 @@ def test_head_reads_the_first_line_of_what_a_server_says(place: Path) -> None:
 
 def test_no_stdout_at_all(place: Path) -> None:
     with serving("--surface", "64x48") as server:
-        for words in (["--json"], [], ["--screenshot", str(place / "a.png")]):
+        for words, status in (
+            (["--json"], 0),
+            ([], 0),
+            (["--screenshot", str(place / "a.png")], 0),
+            (["--screenshot", "-"], 2),
+        ):
             line = " ".join(command("client", *words, server.address))
             result = subprocess.run(
                 ["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, timeout=DEADLINE
             )
-            assert b"Traceback" not in result.stderr
+            assert result.returncode == status
+            if status:
+                assert "stdout, which is closed" in one_line(result.stderr, "spiceshm-client")
+            else:
+                assert result.stderr == b""
     assert decoded(place / "a.png").shape == (48, 64, 3)
+
+
+def test_a_full_disk(place: Path) -> None:
+    with serving("--surface", "64x48") as server:
+        for words in (["--json"], [], ["--screenshot", "-"]):
+            with open("/dev/full", "wb") as full:
+                result = subprocess.run(
+                    command("client", *words, server.address),
+                    stdout=full,
+                    stderr=subprocess.PIPE,
+                    env=environment(),
+                    timeout=DEADLINE,
+                )
+            assert result.returncode == 1
+            assert one_line(result.stderr, "spiceshm-client").endswith("No space left on device")

@@ -90,6 +90,8 @@ def _options() -> argparse.ArgumentParser:
 async def _look(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.screenshot == "-":
         raise UsageError("--json and --screenshot - both want stdout; name a file for one")
+    if arguments.screenshot == "-" and sys.stdout is None:
+        raise UsageError("--screenshot - wants stdout, which is closed; name a file")
     password = read_password(arguments.password_file) or ""
     shm: Sharing = "auto"
     if arguments.no_shm or arguments.require_shm:

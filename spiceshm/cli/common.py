@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError:
             status = status or _nobody_reads()
         super().exit(status, message)
 
@@ -123,6 +123,8 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
     except BrokenPipeError:
         return _nobody_reads()
     except OSError as error:
+        if error.filename is None and sys.stdout is not None:
+            _nobody_reads()
         return _complain(name, Exception(f"{error.filename or 'output'}: {_reason(error)}"), FAILED)
 
 
