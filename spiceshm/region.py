@@ -98,11 +98,27 @@ def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
     return _squeeze(joined, most) if len(joined) > most else joined
 
 
+def add(some: Sequence[Rect], more: Sequence[Rect]) -> list[Rect]:
+    """Both, merged. This is asked several times a frame, so what needs no merging is not merged."""
+    if not some or some == more or (len(more) == 1 and _covers(more[0], some)):
+        return list(more)
+    if len(some) == 1 and _covers(some[0], more):
+        return list(some)
+    return merge([*some, *more])
+
+
+def _covers(rect: Rect, rects: Sequence[Rect]) -> bool:
+    top, left, bottom, right = rect
+    return all(r[0] >= top and r[1] >= left and r[2] <= bottom and r[3] <= right for r in rects)
+
+
 def subtract(rects: Sequence[Rect], holes: Sequence[Rect]) -> list[Rect]:
     """``rects`` without the area of ``holes``.
 
     Where the exact answer would take more than 64 pieces, ``rects`` come back as they were.
     """
+    if not rects or rects == holes:
+        return []
     pieces = list(rects)
     for hole in holes:
         pieces = [part for piece in pieces for part in _cut(piece, hole)]

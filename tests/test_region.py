@@ -46,6 +46,15 @@ def test_merge_to_few_covers_at_least_the_same(some: list[region.Rect], most: in
     assert not (mask(some) & ~mask(merged)).any()
 
 
+@given(st.lists(rects(), max_size=12), st.lists(rects(), max_size=12))
+def test_add_covers_exactly_both(some: list[region.Rect], more: list[region.Rect]) -> None:
+    for first, second in ((some, more), (some[:1], more), (some, more[:1]), (some, some)):
+        both = region.add(first, second)
+        assert np.array_equal(mask(both), mask(first) | mask(second))
+        assert both is not first
+        assert both is not second
+
+
 def test_merge_joins_neighbours() -> None:
     tiles = [(y, x, y + 64, x + 64) for y in range(0, 512, 64) for x in range(0, 512, 64)]
     assert region.merge(tiles) == [(0, 0, 512, 512)]

@@ -88,7 +88,7 @@ class Reader:
         return not self.busy and (not self.credits or len(self.leases) < self.credits)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Frame:
     """What a reader is given: a buffer that will not change, and what is new in it for this reader.
 
@@ -177,11 +177,16 @@ class Pool:
         The caller draws all of ``damage`` and then calls `publish`, or `abandon`. Never waits:
         rule 3 leaves one FREE.
         """
-        free = [buffer for buffer in self._writable if buffer.state is BufferState.FREE]
-        if not free:
+        buffer = None
+        for free in self._writable:
+            if free.state is BufferState.FREE:
+                # Memory that some reader has not accepted yet would leave it without this frame.
+                if self._seen_by_all(free):
+                    buffer = free
+                    break
+                buffer = buffer or free
+        if buffer is None:
             raise AssertionError("no free buffer: a lease was given that should not have been")
-        # Memory that some reader has not accepted yet would leave it without this frame.
-        buffer = next((buffer for buffer in free if self._seen_by_all(buffer)), free[0])
         if buffer.leases:
             raise AssertionError("a free buffer is leased")
         buffer.state = BufferState.WRITING
@@ -208,10 +213,10 @@ class Pool:
         self.current = buffer
         for other in self.buffers:
             if other is not buffer:
-                other.missed = region.merge([*other.missed, *damage])
+                other.missed = region.add(other.missed, damage)
         for reader in self.readers:
             reader.coalesced += bool(reader.damage and damage and not reader.full)
-            reader.damage = region.merge([*reader.damage, *damage])
+            reader.damage = region.add(reader.damage, damage)
         self.serial = next(self._serials)
         self.published = now
         return self.serial

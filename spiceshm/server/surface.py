@@ -122,9 +122,13 @@ class Surface:
 
     async def wanted(self) -> None:
         """Wait until somebody would be sent a new frame at once. For pacing; never necessary."""
-        await trio.lowlevel.checkpoint()
-        while not any(reader.ready for reader in self.pool.readers):
+        if self._somebody_ready():
+            await trio.lowlevel.checkpoint()
+        while not self._somebody_ready():
             await self._change()
+
+    def _somebody_ready(self) -> bool:
+        return any(reader.ready for reader in self.pool.readers)
 
     async def consumed(self, serial: int) -> None:
         """Wait until every reader of now has given back this frame or a newer one.
