@@ -98,7 +98,7 @@ def test_the_conversation_among_the_seeds_is_understood_to_its_end() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_random_bytes(target: str) -> None:
     @given(raw=st.binary(max_size=400))
-    @some(80)
+    @some(150)
     def run(raw: bytes) -> None:
         hold(target, raw)
 
@@ -130,7 +130,7 @@ def mutated(draw: st.DrawFn, target: str) -> bytes:
 @pytest.mark.parametrize("target", TARGETS)
 def test_mutated_streams(target: str) -> None:
     @given(raw=mutated(target))
-    @some(150)
+    @some(300)
     def run(raw: bytes) -> None:
         hold(target, raw)
 
@@ -197,7 +197,7 @@ def conversations(draw: st.DrawFn, sender: Sender, channels: tuple[str, ...]) ->
 )
 def test_random_messages(target: str, sender: Sender, channels: tuple[str, ...]) -> None:
     @given(raw=conversations(sender, channels))
-    @some(200)
+    @some(400)
     def run(raw: bytes) -> None:
         hold(target, raw)
 

@@ -370,6 +370,8 @@ def test_refused_at_the_first_question(error: LinkError) -> None:
     far.refuse(error)
     answer = far.data_to_send()
     assert refusal(answer) == error
+    assert far.refused
+    assert not far.mini
     near = client()
     near.data_to_send()
     with pytest.raises(LinkRefused) as caught:

@@ -14,15 +14,17 @@ import stat
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import trio
 from PIL import Image
 
 import spiceshm
-from spiceshm.sources.pattern import Pattern
+from spiceshm.sources.pattern import Pattern, read_stamp
 from tests.programs import (
     DEADLINE,
     NO_PRIVILEGES,
@@ -119,6 +121,29 @@ def test_10000_frames_of_full_hd_and_none_is_torn() -> None:
         assert figures["torn"] == 0
         assert figures["pixel_bytes"] >= 10000 * 1920 * 1080 * 4
         assert server.status is None
+
+
+@pytest.mark.parametrize("held", [1, 2])
+async def test_a_frame_does_not_change_while_it_is_held(held: int) -> None:
+    """However fast the server goes on drawing meanwhile."""
+    with serving("--surface", "320x240", "--damage", "full", "--fps", "1000") as server:
+        async with spiceshm.connect(server.address, shm="require", credits=held) as remote:
+            kept: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=held)
+            count = 0
+            with trio.fail_after(DEADLINE):
+                async for frame in remote.frames():
+                    assert isinstance(read_stamp(frame.pixels), int)
+                    kept.append((frame.pixels, frame.copy()))
+                    del frame
+                    await trio.sleep(0.005)
+                    for pixels, copy in kept:
+                        assert np.array_equal(pixels, copy)
+                    del pixels
+                    if len(kept) == held:
+                        kept.popleft()
+                    count += 1
+                    if count == 200:
+                        break
 
 
 @pytest.mark.parametrize("size", ["1x1", "3x2", "16384x1", "1x16384", "1001x701"])

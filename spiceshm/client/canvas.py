@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RemoteProtocolError
+from ..region import area
 from ..wire.display import BITMAP_TOP_DOWN, Bitmap, DrawCopy
 from ..wire.types import BitmapFormat
 from .frame import page_aligned
@@ -39,19 +40,19 @@ class Canvas:
         ):
             raise RemoteProtocolError(_DRAW, "image", "is no raw bitmap of 32 bits")
         picture = _picture(bitmap)
-        box, area = copy.box, copy.src_area
+        box, part = copy.box, copy.src_area
         height, width = box.bottom - box.top, box.right - box.left
         if not (
             0 <= box.top < box.bottom <= self.height and 0 <= box.left < box.right <= self.width
         ):
             raise RemoteProtocolError(_DRAW, "box", f"is outside {self.width}x{self.height}")
-        if (area.bottom - area.top, area.right - area.left) != (height, width):
+        if (part.bottom - part.top, part.right - part.left) != (height, width):
             raise RemoteProtocolError(_DRAW, "src_area", "asks for scaling")
         if not (
-            area.top >= 0 and area.bottom <= bitmap.y and area.left >= 0 and area.right <= bitmap.x
+            part.top >= 0 and part.bottom <= bitmap.y and part.left >= 0 and part.right <= bitmap.x
         ):
             raise RemoteProtocolError(_DRAW, "src_area", "is outside the image")
-        source = picture[area.top : area.bottom, area.left : area.right]
+        source = picture[part.top : part.bottom, part.left : part.right]
         drawn = self._clipped(copy)
         for top, left, bottom, right in drawn:
             self.pixels[top:bottom, left:right] = source[
@@ -68,7 +69,11 @@ class Canvas:
         clips = np.asarray(copy.clip).reshape(-1, 4)
         cut = np.hstack([np.maximum(clips[:, :2], low), np.minimum(clips[:, 2:], high)])
         some = (cut[:, 0] < cut[:, 2]) & (cut[:, 1] < cut[:, 3])
-        return [(t, left, b, r) for t, left, b, r in cut[some].tolist()]
+        parts = [(t, left, b, r) for t, left, b, r in cut[some].tolist()]
+        if area(parts) > (box.bottom - box.top) * (box.right - box.left):
+            # A region's rectangles are disjoint; these would only keep us busy.
+            raise RemoteProtocolError(_DRAW, "clip", "has rectangles that overlap")
+        return parts
 
 
 def _picture(bitmap: Bitmap) -> NDArray[np.uint8]:

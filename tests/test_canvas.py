@@ -1,0 +1,80 @@
+"""Drawing in ordinary SPICE: boxes, clips, line order; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spiceshm.client.canvas import Canvas
+from spiceshm.errors import RemoteProtocolError
+from spiceshm.wire import display
+from spiceshm.wire.types import Rect
+
+
+def copy(
+    box: tuple[int, int, int, int],
+    pixels: np.ndarray,
+    *,
+    area: tuple[int, int, int, int] | None = None,
+    clip: object = None,
+    flags: int = display.BITMAP_TOP_DOWN,
+) -> display.DrawCopy:
+    height, width = pixels.shape[:2]
+    bitmap = display.Bitmap(8, flags, width, height, width * 4, pixels.tobytes())
+    return display.DrawCopy(
+        0,
+        Rect(*box),
+        clip,
+        Rect(*(area or (0, 0, height, width))),
+        display.ROP_PUT,
+        0,
+        display.NO_MASK,
+        display.Image(0, 0, 0, width, height, bitmap),
+    )
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(1, 255, (height, width, 4), np.uint8)
+
+
+def test_a_box_is_filled_and_nothing_else() -> None:
+    canvas, source = Canvas(20, 10), picture(4, 6)
+    assert canvas.draw(copy((2, 3, 6, 9), source)) == [(2, 3, 6, 9)]
+    assert np.array_equal(canvas.pixels[2:6, 3:9], source)
+    canvas.pixels[2:6, 3:9] = 0
+    assert not canvas.pixels.any()
+
+
+def test_part_of_an_image_bottom_up() -> None:
+    canvas, source = Canvas(20, 10), picture(8, 8)
+    canvas.draw(copy((0, 0, 2, 3), source, area=(1, 2, 3, 5), flags=0))
+    assert np.array_equal(canvas.pixels[0:2, 0:3], source[::-1][1:3, 2:5])
+
+
+def test_only_what_the_clip_lets_through() -> None:
+    canvas, source = Canvas(20, 10), picture(10, 20)
+    drawn = canvas.draw(copy((0, 0, 10, 20), source, clip=[(0, 0, 2, 2), (5, 5, 99, 99)]))
+    assert drawn == [(0, 0, 2, 2), (5, 5, 10, 20)]
+    assert np.array_equal(canvas.pixels[5:, 5:], source[5:, 5:])
+    assert not canvas.pixels[2:5].any()
+
+
+@pytest.mark.parametrize(
+    ("box", "area", "clip", "field"),
+    [
+        ((0, 0, 11, 6), None, None, "box"),
+        ((0, 0, 0, 6), None, None, "box"),
+        ((-1, 0, 3, 6), None, None, "box"),
+        ((0, 0, 3, 6), (0, 0, 4, 6), None, "src_area"),
+        ((0, 0, 4, 6), (1, 0, 5, 6), None, "src_area"),
+        ((0, 0, 4, 6), None, [(0, 0, 4, 6)] * 2, "clip"),
+    ],
+)
+def test_what_does_not_fit(
+    box: tuple[int, int, int, int], area: object, clip: object, field: str
+) -> None:
+    canvas = Canvas(20, 10)
+    with pytest.raises(RemoteProtocolError) as caught:
+        canvas.draw(copy(box, picture(4, 6), area=area, clip=clip))  # type: ignore[arg-type]
+    assert caught.value.field.startswith(field)
+    assert not canvas.pixels.any()
