@@ -124,6 +124,8 @@ _READERS = {"spiceshm": look_spiceshm, "mss": look_mss, "vnc": look_vnc}
 
 # What they look at
 
+_END_S = 2.0
+
 
 @contextmanager
 def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
@@ -134,7 +136,11 @@ def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[st
         yield process
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:  # x11vnc does not always take the hint
+            process.kill()
+            process.wait()
         assert process.stdout is not None
         process.stdout.close()
 
