@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -622,7 +623,7 @@ def test_nobody_reads_what_they_say(place: Path) -> None:
 
 
 def test_head_reads_the_first_line_of_what_a_server_says(place: Path) -> None:
-    line = " ".join(command("server", "--surface", "64x48", "--listen", f"unix:{place}/s"))
+    line = shlex.join(command("server", "--surface", "64x48", "--listen", f"unix:{place}/s"))
     result = subprocess.run(
         ["sh", "-c", f"timeout -s TERM 2 {line} 2> {place}/errors | head -n 1"],
         stdout=subprocess.PIPE,
@@ -642,7 +643,7 @@ def test_no_stdout_at_all(place: Path) -> None:
             (["--screenshot", str(place / "a.png")], 0),
             (["--screenshot", "-"], 2),
         ):
-            line = " ".join(command("client", *words, server.address))
+            line = shlex.join(command("client", *words, server.address))
             result = subprocess.run(
                 ["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, timeout=DEADLINE
             )
