@@ -177,6 +177,7 @@ class RemoteDisplay:
             self._resize(message.width, message.height)
             self.reason = self.reason or "the server made no offer"
             self._segments.clear()
+            self.segment_bytes = 0
             self._canvas = Canvas(message.width, message.height)
             self._new_canvas = True
         elif isinstance(message, shm.ShmWithdraw):
