@@ -128,7 +128,7 @@ async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
             table.update(last=True)
         if picture is not None:
             _save(picture, arguments.screenshot)
-        if watch.frames:
+        if watch.frames or arguments.json:
             _report(display, watch, arguments)
 
 
