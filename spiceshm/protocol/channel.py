@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from construct import SizeofError
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..wire import MESSAGES, Message, Sender, display, hot, lookup, main, shm
+from ..wire import MESSAGES, Message, Sender, display, hot, main, shm
 from ..wire.base import Ack, AckSync, DataHeader, Ping, Pong, SetAck
 from ..wire.types import MAX_RECTS, MAX_SIDE
-from .tables import START, TABLES, State
+from .tables import START, TABLES, State, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,8 @@ class Channel:
             else SERVER_MESSAGE_LIMIT.get(channel, _SERVER_DEFAULT_LIMIT)
         )
         self._limits = _limits(channel, role.other)
-        self._table = TABLES[channel]
+        self._kinds = _kinds(channel, role.other)
+        self._table = _with_base(channel)
 
     # What comes in
 
@@ -110,10 +111,11 @@ class Channel:
             self._partial.clear()
         messages: list[Message] = []
         view = memoryview(data)
-        at = 0
-        while (end := self._parse_one(view, at, messages)) > at:
-            at = end
-        self._partial += view[at:]
+        at, end = 0, len(view)
+        while at < end and (then := self._parse_one(view, at, messages)) > at:
+            at = then
+        if at < end:
+            self._partial += view[at:]
         return messages
 
     def _parse_one(self, view: memoryview, at: int, messages: list[Message]) -> int:
@@ -153,18 +155,18 @@ class Channel:
         return head[1] + head[2] if head else 0
 
     def _name_of(self, number: int) -> str:
-        kind = lookup(self.channel, self.role.other, number)
+        kind = self._kinds.get(number)
         return kind.title if kind else f"{self.channel} message {number}"
 
     def _accept(self, number: int, body: memoryview) -> Message | None:
         """Check a received message against the state, and answer it where SPICE wants that."""
         if self.role is Sender.CLIENT and self.acks.count_received():
             self.send(Ack())
-        kind = lookup(self.channel, self.role.other, number)
+        kind = self._kinds.get(number)
         if kind is None:
             self._unknown(number)
             return None
-        state = self._next(kind)
+        state = self._table[self.state].get(kind)
         if state is None:
             raise RemoteProtocolError(kind.title, "", f"not allowed in state {self.state.name}")
         message = hot.parse(kind, body)
@@ -172,7 +174,8 @@ class Channel:
             trace.debug("< %s", message)
         self._check_received(message)
         self.state = self._settle(state)
-        self._answer(message)
+        if kind.channel == "base":
+            self._answer(message)
         return message
 
     def _unknown(self, number: int) -> None:
@@ -180,27 +183,23 @@ class Channel:
         if self.role is Sender.SERVER:
             raise RemoteProtocolError(f"{self.channel} message {number}", "", "is unknown")
 
-    def _next(self, kind: type[Message]) -> State | None:
-        if kind.channel == "base":
-            return self.state
-        return self._table[self.state].get(kind)
-
     def _settle(self, state: State) -> State:
         """The state that the table's really is, where that depends on what a message holds."""
         return state
 
     def _check_received(self, message: Message) -> None:
         """What the table cannot say; a channel with more to check overrides it and calls this."""
-        if type(message) is Ack:
-            self.acks.acknowledge()
-        elif type(message) is AckSync:
-            self.acks.synchronize(message.generation)
 
     def _answer(self, message: Message) -> None:
-        if type(message) is SetAck:
+        """What SPICE wants done about messages of all channels."""
+        if isinstance(message, Ack):
+            self.acks.acknowledge()
+        elif isinstance(message, AckSync):
+            self.acks.synchronize(message.generation)
+        elif isinstance(message, SetAck):
             self.acks.expect(message.window)
             self.send(AckSync(message.generation))
-        elif type(message) is Ping:
+        elif isinstance(message, Ping):
             self.send(Pong(message.id, message.timestamp))
 
     # What goes out
@@ -211,15 +210,14 @@ class Channel:
             raise LocalProtocolError(message.title, "", f"is not sent by a {self.role.value}")
         if message.channel not in ("base", self.channel):
             raise LocalProtocolError(message.title, "", f"is not of the {self.channel} channel")
-        state = self._next(type(message))
+        state = self._table[self.state].get(type(message))
         if state is None:
             raise LocalProtocolError(message.title, "", f"not allowed in state {self.state.name}")
         body = hot.pack(message)
         self._check_sent(message)
         if self._tracing:
             trace.debug("> %s", message)
-        self._out += self._header(message.number, len(body))
-        self._out += body
+        self._queue(message.number, body)
         self.state = self._settle(state)
         if self.role is Sender.SERVER:
             self.acks.count_sent(message)
@@ -227,11 +225,13 @@ class Channel:
     def _check_sent(self, message: Message) -> None:
         """What the table cannot say about our own messages; where it raises it notes nothing."""
 
-    def _header(self, number: int, size: int) -> bytes:
+    def _queue(self, number: int, body: bytes) -> None:
         if self._mini:
-            return hot.MINI.pack(number, size)
-        self._serial += 1
-        return DataHeader(self._serial, number, size, 0).packed
+            self._out += hot.MINI.pack(number, len(body))
+        else:
+            self._serial += 1
+            self._out += DataHeader(self._serial, number, len(body), 0).packed
+        self._out += body
 
     def _send_descriptors(self, carrier: bytes, fds: Sequence[Descriptor]) -> None:
         """Queue bytes that carry descriptors, apart from what comes before and after."""
@@ -245,6 +245,9 @@ class Channel:
 
     def data_to_send(self) -> list[Outgoing]:
         """Everything queued, to be written in this order; the caller owns the descriptors now."""
+        if not self._out_parts:  # nearly always
+            data, self._out = bytes(self._out), bytearray()
+            return [Outgoing(data)] if data else []
         self._flush_out()
         parts, self._out_parts = self._out_parts, []
         return parts
@@ -254,6 +257,21 @@ class Channel:
         for part in self.data_to_send():
             for descriptor in part.fds:
                 descriptor.close()
+
+
+@cache
+def _kinds(channel: str, sender: Sender) -> dict[int, type[Message]]:
+    """What ``sender`` may send on a channel, by number."""
+    of = [kind for kind in MESSAGES.values() if kind.sender is sender]
+    base = {kind.number: kind for kind in of if kind.channel == "base"}
+    return base | {kind.number: kind for kind in of if kind.channel == channel}
+
+
+@cache
+def _with_base(channel: str) -> Table:
+    """A channel's table with the messages of all channels, which are always allowed."""
+    base = [kind for kind in MESSAGES.values() if kind.channel == "base"]
+    return {state: dict.fromkeys(base, state) | steps for state, steps in TABLES[channel].items()}
 
 
 @cache

@@ -30,6 +30,8 @@ class State(enum.Enum):
     ORDINARY = "the primary surface is drawn by messages, as in every SPICE"
     ORDINARY_EMPTY = "ordinary SPICE; the primary surface was destroyed"
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and every message asks for it
+
 
 START = State.START
 

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import trio
 
 from ..errors import SpiceShmError
@@ -20,11 +19,12 @@ from ..nursery import open_nursery
 from ..protocol import ServerDisplay, State
 from ..wire import Message, display, shm, types
 from ..wire.base import SetAck
-from ..wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply
+from ..wire.shm import ShmDamageHandled, ShmOffer, ShmReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from ..memory import Frame, Pool, Reader, Segment
@@ -200,7 +200,8 @@ class Viewer:
                 if self._machine.shared and self._version != self._shown.pool.version:
                     self._offer(self._shown.pool)
                 self._send_frames(self._shown)
-        self._stream.send_parts(self._machine.data_to_send())
+        if parts := self._machine.data_to_send():
+            self._stream.send_parts(parts)
 
     def _change(self, surface: Surface | None) -> None:
         """Show another surface; returns without having done it while replies are awaited."""
@@ -333,9 +334,17 @@ class Viewer:
         assert self._reader is not None
         pool = surface.pool
         if self._machine.shared:
-            while self._machine.may_lend() and (frame := pool.lend(self._reader)):
-                self._lent[frame.serial] = surface, self._reader, time.monotonic()
-                self._machine.send(self._damage(frame))
+            machine, reader = self._machine, self._reader
+            while reader.damage and machine.may_lend() and (frame := pool.lend(reader)):
+                self._lent[frame.serial] = surface, reader, time.monotonic()
+                machine.lend(
+                    self._ids[frame.buffer.segment],
+                    frame.buffer.offset,
+                    frame.serial,
+                    frame.published,
+                    shm.FLAG_FULL if frame.full else 0,
+                    frame.rects,
+                )
                 self._sent(frame)
             return
         if self._on_its_way is not None and self._delivered():
@@ -348,17 +357,6 @@ class Viewer:
             self._update_ends = self._machine.acks.sent
             self._reader.busy = True
             self._on_its_way = frame
-
-    def _damage(self, frame: Frame) -> ShmDamage:
-        return ShmDamage(
-            0,
-            self._ids[frame.buffer.segment],
-            frame.buffer.offset,
-            frame.serial,
-            frame.published,
-            shm.FLAG_FULL if frame.full else 0,
-            np.array(frame.rects, "<i4"),
-        )
 
     def _sent(self, frame: Frame) -> None:
         self._frames += 1

@@ -8,7 +8,6 @@ channel stands between a message and the system call. It knows no message.
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import socket
 import struct
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 18
 _MAX_DESCRIPTORS = 16
 _CONNECT_PAUSE_S = 0.02
+_ROOM = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+# Plain ints, for the operators of an IntFlag are Python code.
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 _SO_PEERCRED = struct.Struct("3i")
 
 
@@ -87,12 +90,13 @@ class Stream:
         while True:
             if self._socket.fileno() < 0:
                 raise Disconnected("the connection was closed here")
-            with _translated():
+            try:
                 await trio.lowlevel.wait_readable(self._socket)
-                try:
-                    count, descriptors = self._read(min(most, READ_SIZE))
-                except BlockingIOError:
-                    continue
+                count, descriptors = self._read(min(most, READ_SIZE))
+            except BlockingIOError:
+                continue
+            except (OSError, trio.ClosedResourceError) as error:
+                raise _lost(error) from None
             if not count:
                 for descriptor in descriptors:
                     descriptor.close()
@@ -103,13 +107,10 @@ class Stream:
     def _read(self, most: int) -> tuple[int, list[Descriptor]]:
         if not self._descriptors:
             return self._socket.recv_into(self._view, most), []
-        room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
         # MSG_CMSG_CLOEXEC: socket.recv_fds would drop this flag.
-        count, ancillary, flags, _ = self._socket.recvmsg_into(
-            [self._view[:most]], room, socket.MSG_CMSG_CLOEXEC
-        )
+        count, ancillary, flags, _ = self._socket.recvmsg_into([self._view[:most]], _ROOM, _CLOEXEC)
         descriptors = _descriptors(ancillary) if ancillary else []
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             # More came than anybody may send: as good as none.
             for descriptor in descriptors:
                 descriptor.close()
@@ -146,10 +147,12 @@ class Stream:
         """Returns what the kernel did not take, None if it took all."""
         while data:
             try:
-                with _translated():
-                    count = self._send_once(data, descriptors)
+                count = self._send_once(data, descriptors)
             except BlockingIOError:
                 return data, descriptors
+            except OSError as error:
+                _close_all(descriptors)
+                raise _lost(error) from None
             except BaseException:
                 _close_all(descriptors)
                 raise
@@ -161,10 +164,10 @@ class Stream:
 
     def _send_once(self, data: memoryview, descriptors: tuple[Descriptor, ...]) -> int:
         if not descriptors:
-            return self._socket.send(data, socket.MSG_NOSIGNAL)
+            return self._socket.send(data, _NO_SIGNAL)
         numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
-        return self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        return self._socket.sendmsg([data], rights, _NO_SIGNAL)
 
     async def flush_when_writable(self) -> None:
         """Write what `send` had to keep, whenever the peer reads again; runs until cancelled.
@@ -173,11 +176,16 @@ class Stream:
         """
         while True:
             await self._blocked.wait()
-            with _translated():
-                await trio.lowlevel.wait_writable(self._socket)
+            await self._until_writable()
             self._flush()
             if not self._unsent:
                 self._blocked = trio.Event()
+
+    async def _until_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise _lost(error) from None
 
     def _flush(self) -> None:
         while self._unsent:
@@ -201,8 +209,7 @@ class Stream:
     async def drain(self) -> None:
         """Wait until everything is with the kernel; for streams without a flushing task."""
         while self._unsent:
-            with _translated():
-                await trio.lowlevel.wait_writable(self._socket)
+            await self._until_writable()
             self._flush()
 
     def close(self) -> None:
@@ -293,22 +300,15 @@ def _close_all(descriptors: Sequence[Descriptor]) -> None:
         descriptor.close()
 
 
-class _translated(contextlib.AbstractContextManager[None]):
+def _lost(error: Exception) -> Disconnected:
     """Whatever a system call says of a peer or a socket, for us that connection is over.
 
     Not only of a peer that is gone: a descriptor may be refused too (ETOOMANYREFS where too many
     are on their way to peers that do not read), and that must end one connection, nothing else.
     """
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, trio.ClosedResourceError) or (
-            isinstance(error, OSError) and error.errno == errno.EBADF
-        ):
-            raise Disconnected("the connection was closed here") from None
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            raise Disconnected(f"the connection broke: {error.strerror or error}") from None
+    if isinstance(error, trio.ClosedResourceError):
+        return Disconnected("the connection was closed here")
+    assert isinstance(error, OSError)
+    if error.errno == errno.EBADF:
+        return Disconnected("the connection was closed here")
+    return Disconnected(f"the connection broke: {error.strerror or error}")

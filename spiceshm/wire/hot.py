@@ -7,6 +7,7 @@ and also the judge: whatever is not plainly well formed is handed to it, and its
 
 from __future__ import annotations
 
+from itertools import chain
 from struct import Struct
 from struct import error as StructError
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from .shm import ShmDamage, ShmDamageHandled
 from .types import MAX_RECTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from .message import Message
 
 
@@ -37,6 +40,8 @@ def derive(layout: construct.Struct) -> Struct:
 MINI = derive(MiniHeader.layout)
 _DAMAGE = derive(ShmDamage.layout)
 _HANDLED = derive(ShmDamageHandled.layout)
+_RECTS = [Struct(f"<{4 * n}i") for n in range(MAX_RECTS + 1)]
+_INT32 = np.dtype("<i4")
 
 
 def _make(kind: type[Message], values: dict[str, Any]) -> Any:
@@ -52,7 +57,7 @@ def parse_damage(body: bytes | memoryview) -> ShmDamage:
     if size >= _DAMAGE.size:
         surface, segment, offset, serial, published, flags, _, n, _ = _DAMAGE.unpack_from(body)
         if 1 <= n <= MAX_RECTS and size == _DAMAGE.size + 16 * n:
-            rects = np.frombuffer(bytes(body[_DAMAGE.size :]), "<i4").reshape(n, 4)
+            rects = np.ndarray((n, 4), _INT32, bytes(body[_DAMAGE.size :]))
             values = {
                 "surface_id": surface,
                 "segment_id": segment,
@@ -69,25 +74,37 @@ def parse_damage(body: bytes | memoryview) -> ShmDamage:
 
 def pack_damage(message: ShmDamage) -> bytes:
     """Equal to ``message.packed``, also in what it raises."""
-    n = len(message.rects)
-    try:
-        head = _DAMAGE.pack(
-            message.surface_id,
-            message.segment_id,
-            message.shm_offset,
-            message.serial,
-            message.published,
-            message.flags,
-            0,
-            n,
-            0,
-        )
-        rects = np.ascontiguousarray(message.rects, "<i4").tobytes()
-    except (StructError, OverflowError):
-        return message.packed
-    if not 1 <= n <= MAX_RECTS or len(rects) != 16 * n:
-        return message.packed
-    return head + rects
+    rects = np.asarray(message.rects)
+    if rects.ndim == 2 and rects.shape[1] == 4 and 1 <= len(rects) <= MAX_RECTS:
+        m = message
+        try:
+            return damage_body(
+                m.surface_id,
+                m.segment_id,
+                m.shm_offset,
+                m.serial,
+                m.published,
+                m.flags,
+                rects.tolist(),
+            )
+        except (StructError, OverflowError):
+            pass
+    return message.packed
+
+
+def damage_body(
+    surface: int,
+    segment: int,
+    offset: int,
+    serial: int,
+    published: int,
+    flags: int,
+    rects: Sequence[Sequence[int]],
+) -> bytes:
+    """The body of a ShmDamage of these values; ``rects`` are 1 to 64 rows of four numbers."""
+    n = len(rects)
+    head = _DAMAGE.pack(surface, segment, offset, serial, published, flags, 0, n, 0)
+    return head + _RECTS[n].pack(*chain.from_iterable(rects))
 
 
 def parse_handled(body: bytes | memoryview) -> ShmDamageHandled:
@@ -104,30 +121,38 @@ def parse_handled(body: bytes | memoryview) -> ShmDamageHandled:
 def pack_handled(message: ShmDamageHandled) -> bytes:
     """Equal to ``message.packed``, also in what it raises."""
     try:
-        return _HANDLED.pack(message.surface_id, 0, message.serial)
+        return handled_body(message.surface_id, message.serial)
     except StructError:
         return message.packed
 
 
+def handled_body(surface: int, serial: int) -> bytes:
+    """The body of a ShmDamageHandled of these values."""
+    return _HANDLED.pack(surface, 0, serial)
+
+
+def _parse_ack(body: bytes | memoryview) -> Ack:
+    return Ack.parse(body) if body else _ACK
+
+
+_ACK = Ack()
+_PARSERS: dict[type[Message], Callable[[bytes | memoryview], Message]] = {
+    ShmDamage: parse_damage,
+    ShmDamageHandled: parse_handled,
+    Ack: _parse_ack,
+}
+_PACKERS: dict[type[Message], Callable[[Any], bytes]] = {
+    ShmDamage: pack_damage,
+    ShmDamageHandled: pack_handled,
+}
+
+
 def parse(kind: type[Message], body: bytes | memoryview) -> Message:
     """Read a body by the quickest codec that there is for its kind."""
-    if kind is ShmDamage:
-        return parse_damage(body)
-    if kind is ShmDamageHandled:
-        return parse_handled(body)
-    if kind is Ack and not body:
-        return _ACK
-    return kind.parse(body)
+    return _PARSERS.get(kind, kind.parse)(body)
 
 
 def pack(message: Message) -> bytes:
     """Write a body by the quickest codec that there is for its kind."""
-    kind = type(message)
-    if kind is ShmDamage:
-        return pack_damage(message)  # type: ignore[arg-type]
-    if kind is ShmDamageHandled:
-        return pack_handled(message)  # type: ignore[arg-type]
-    return message.packed
-
-
-_ACK = Ack()
+    packer = _PACKERS.get(type(message))
+    return packer(message) if packer else message.packed

@@ -29,6 +29,8 @@ class Sender(enum.Enum):
     SERVER = "server"
     CLIENT = "client"
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and tables ask for it
+
     @property
     def other(self) -> Sender:
         return Sender.CLIENT if self is Sender.SERVER else Sender.SERVER
