@@ -1,8 +1,10 @@
 """A display seen from the client: maps what is offered, hands out frames, newest first.
 
-Strategy: one task reads the display channel and acts inline, one reads main and answers PINGs. A
-program that looks gets the newest frame that arrived; damage of frames that it never looked at is
-added to that of the one it gets. Nothing queues.
+Strategy: whoever waits for a frame reads the display channel himself, for a frame that another
+task hands over comes a turn of the scheduler later. A task in the background reads while nobody
+does, and always in ordinary SPICE; one more reads main and answers PINGs. A program that looks gets
+the newest frame that arrived; damage of frames that it never looked at is added to that of the one
+it gets. Nothing queues.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from ..errors import (
     Disconnected,
     FramesHeld,
     MemoryRefused,
+    ProtocolError,
     Refusal,
     RemoteProtocolError,
     SpiceShmError,
@@ -34,7 +37,7 @@ from .canvas import Canvas
 from .frame import Frame, Lease, page_aligned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
@@ -45,6 +48,8 @@ HANDSHAKE_S = 10.0
 MOST_DRAWN = 256
 STALE_S = 0.01
 ANSWER_S = 0.05
+AWAY_S = 0.1
+"""After so long without somebody who waits for frames the channel is read in the background."""
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
 
@@ -77,6 +82,12 @@ class RemoteDisplay:
         self._pending: Frame | None = None
         self._drawn: list[region.Rect] = []
         self._arrived = trio.Event()
+        self._background_reads = True
+        self._needed = trio.Event()
+        self._unwatched = False
+        self._program_reads = False
+        self._program_left = float("-inf")
+        self._waiting = 0
         self._failure: SpiceShmError | None = None
         self._given: Frame | None = None
         self._leases: dict[int, Lease] = {}
@@ -131,28 +142,89 @@ class RemoteDisplay:
     # The display channel
 
     async def read(self, first: bytes) -> None:
-        """Read the channel for ever; ``first`` is what came behind the link phase."""
-        assert self._stream is not None
-        self._received(self._machine.receive_data(first))
-        while True:
-            if self._stream.pending:  # a server that does not read our answers is not read either
-                await self._stream.settled()
-            if self._machine.awaits_descriptor:
-                data, descriptors = await _in_time(self._stream)
+        """Read the channel while the program does not; ``first`` came behind the link phase."""
+        stream = self._stream
+        assert stream is not None
+        self._received(first, ())
+        while self._failure is None:
+            if self._attended:
+                await self._while_attended()
+            elif stream.pending:  # a server that does not read our answers is not read either
+                await stream.settled()
+            elif self._machine.awaits_descriptor:
+                self._received(*await _in_time(stream))
             else:
-                data, descriptors = await self._stream.receive()
-            self._received(self._machine.receive_data(data, descriptors))
+                self._received(*await stream.receive())
 
-    def fail(self, error: SpiceShmError) -> None:
-        """The connection is over: whoever waits is told why."""
+    @property
+    def _attended(self) -> bool:
+        """Whether the program reads the channel, or did a moment ago and so may do again."""
+        if self._failure is not None or not self._may_be_left_to_program:
+            return False
+        return self._program_reads or trio.current_time() - self._program_left < AWAY_S
+
+    @property
+    def _may_be_left_to_program(self) -> bool:
+        assert self._stream is not None
+        return self.shared and not self._stream.pending and not self._machine.awaits_descriptor
+
+    async def _while_attended(self) -> None:
+        self._background_reads = False
+        try:
+            while self._attended:
+                self._needed = trio.Event()
+                left = self._program_left
+                with trio.move_on_after(AWAY_S):
+                    await self._needed.wait()
+                if self._program_reads and self._program_left == left:
+                    # It waits and nothing comes: then there is nothing to look after.
+                    self._unwatched = True
+                    await self._needed.wait()
+        finally:
+            self._background_reads = True
+            self._unwatched = False
+
+    async def _read_for_program(self) -> None:
+        """Wait for whatever comes next. Raises what ended the connection."""
+        assert self._stream is not None
+        self._program_reads = True
+        try:
+            self._received(*await self._stream.receive())
+        except (ProtocolError, Disconnected) as error:
+            raise self.fail(error) from None
+        finally:
+            self._program_reads = False
+            self._program_left = trio.current_time()
+            if self._unwatched or not self._may_be_left_to_program:
+                self._needed.set()
+            if self._waiting:  # others take over
+                self._arrived.set()
+
+    def _read_what_came(self) -> None:
+        """What was sent while neither the program nor the background read."""
+        assert self._stream is not None
+        if self._failure is not None:
+            return
+        try:
+            received = self._stream.receive_now()
+            if received is not None:
+                self._received(*received)
+        except (ProtocolError, Disconnected) as error:
+            raise self.fail(error) from None
+
+    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
+        """The connection is over: whoever waits is told why. Returns the first such error."""
         if self._failure is None:
+            error.args = (f"{self.address}: {error}",)
             self._failure = error
         if self._stream is not None:
             self._stream.close()
         self._arrived.set()
+        self._needed.set()
+        return self._failure
 
-    def _received(self, messages: list[Message]) -> None:
-        for message in messages:
+    def _received(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> None:
+        for message in self._machine.receive_data(data, descriptors):
             if type(message) is ShmDamage:
                 self._damage(message)
             elif isinstance(message, display.DrawCopy):
@@ -163,6 +235,8 @@ class RemoteDisplay:
             self._drawn = region.merge(self._drawn)
         if self._drawn:
             self._arrived.set()
+        if self._waiting:
+            self._program_left = trio.current_time()
         self._flush()
 
     def _cold(self, message: Message) -> None:
@@ -219,7 +293,7 @@ class RemoteDisplay:
         pixels = self._segments[damage.segment_id].pixels(
             damage.shm_offset, self.width, self.height, self._stride
         )
-        self._leases[damage.serial] = Lease(pixels, damage.serial, self._lease_ended)
+        self._leases[damage.serial] = Lease(pixels, self._lease_ended, damage.serial)
         self._offer_frame(
             Frame(
                 pixels,
@@ -261,9 +335,8 @@ class RemoteDisplay:
 
     def _drop_pending(self) -> None:
         if self._pending is not None:
-            with self._step():
-                self._pending.release()
-                self._pending = None
+            self._release(self._pending)
+            self._pending = None
 
     @property
     def _something_new(self) -> bool:
@@ -271,21 +344,29 @@ class RemoteDisplay:
 
     async def next_frame(self) -> Frame:
         """The next step of `Frames`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._given is not None:
-            with self._step():
-                self._given.release()
-                self._given = None
+            self._release(self._given)
+            self._given = None
             self._flush()
-        if self._pending is not None and self._pending.waited > STALE_S and self.shared:
+        if self._shows_old():
             await self._refresh()
         while not self._something_new:
             await self._wait_unless_held()
         if self._pending is None and self._canvas is not None:
             self._show_canvas(self._canvas)
-        assert self._pending is not None
         frame, self._pending = self._pending, None
+        assert frame is not None
         self._given = frame
         return frame
+
+    def _shows_old(self) -> bool:
+        """Whether a frame lies here, or in the socket, that came while the program was away."""
+        unread = not (self._background_reads or self._program_reads)
+        if unread and trio.current_time() - self._program_left > STALE_S:
+            self._read_what_came()
+            return self._pending is not None
+        return self._pending is not None and self.shared and self._pending.waited > STALE_S
 
     async def _refresh(self) -> None:
         """Exchange a frame that nobody asked for in time for the newest one.
@@ -334,17 +415,23 @@ class RemoteDisplay:
         """Until something arrived. Raises what ended the connection."""
         if self._failure is not None:
             raise self._failure
+        if not (self._background_reads or self._program_reads) and self._may_be_left_to_program:
+            await self._read_for_program()
+            return
         self._arrived = trio.Event()
-        await self._arrived.wait()
+        self._waiting += 1
+        try:
+            await self._arrived.wait()
+        finally:
+            self._waiting -= 1
 
     # Leases
 
-    @contextlib.contextmanager
-    def _step(self) -> Iterator[None]:
-        """Leases that end in here are sent by the caller, without waking the loop."""
+    def _release(self, frame: Frame) -> None:
+        """Give it back, if no view is left of it; the caller flushes."""
         self._in_step = True
         try:
-            yield
+            frame.release()
         finally:
             self._in_step = False
 
@@ -370,10 +457,11 @@ class RemoteDisplay:
             lease = self._ended.popleft()
             del self._leases[lease.serial]
             self._machine.release(lease.serial)
-        try:
-            self._stream.send_parts(self._machine.data_to_send())
-        except Disconnected as error:
-            self.fail(Disconnected(f"{self.address}: {error}"))
+        if parts := self._machine.data_to_send():
+            try:
+                self._stream.send_parts(parts)
+            except Disconnected as error:
+                self.fail(error)
 
     def close(self) -> None:
         """Nothing more is received; pixels that somebody holds stay readable."""
@@ -392,7 +480,6 @@ class Frames:
         return self
 
     async def __anext__(self) -> Frame:
-        await trio.lowlevel.checkpoint_if_cancelled()
         return await self._remote.next_frame()
 
 

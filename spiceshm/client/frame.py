@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Frame:
     when the frame has been released *and* no view of `pixels` is left. So a view that you keep
     stays right, and keeps one of the frames that the server lends you.
     """
+
+    __slots__ = ("_arrived", "_pixels", "full", "published", "rects", "serial")
 
     def __init__(
         self,
@@ -120,17 +122,25 @@ class Frame:
         return f"<Frame {self.serial} {self.width}x{self.height} rects={len(self.rects)}>"
 
 
-class Lease:
+class Lease(weakref.ref[Any]):
     """Tells when the last view of a frame's pixels is gone.
 
     Every view that numpy, memoryview or Pillow makes keeps the array it was made of, so the death
     of that array is the end of the lease. It may come on any thread and in the middle of anything:
-    ``ended`` must only take note.
+    ``ended``, which is called with the lease, must only take note.
     """
 
-    def __init__(
-        self, pixels: NDArray[np.uint8], serial: int, ended: Callable[[Lease], None]
-    ) -> None:
-        self.serial = serial
-        self.since = time.monotonic()
-        self._watch = weakref.ref(pixels, lambda _: ended(self))
+    __slots__ = ("serial", "since")
+    serial: int
+    since: float
+
+    def __new__(
+        cls, pixels: NDArray[np.uint8], ended: Callable[[Lease], None], serial: int
+    ) -> Self:
+        lease = super().__new__(cls, pixels, ended)
+        lease.serial = serial
+        lease.since = time.monotonic()
+        return lease
+
+    def __init__(self, *_: object) -> None:
+        """All is done above: that of a weak reference would not take a third argument."""

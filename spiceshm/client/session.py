@@ -80,11 +80,8 @@ async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> No
     """Run a background task; its end is the end of the connection, told to who waits."""
     try:
         await task()
-    except ProtocolError as error:
-        error.args = (f"{remote.address}: {error}",)
+    except (ProtocolError, Disconnected) as error:
         remote.fail(error)
-    except Disconnected as error:
-        remote.fail(Disconnected(f"{remote.address}: {error}"))
 
 
 @contextlib.contextmanager

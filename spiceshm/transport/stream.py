@@ -92,17 +92,25 @@ class Stream:
                 raise Disconnected("the connection was closed here")
             try:
                 await trio.lowlevel.wait_readable(self._socket)
-                count, descriptors = self._read(min(most, READ_SIZE))
-            except BlockingIOError:
-                continue
             except (OSError, trio.ClosedResourceError) as error:
                 raise _lost(error) from None
-            if not count:
-                for descriptor in descriptors:
-                    descriptor.close()
-                raise Disconnected("the other end closed the connection")
-            self.bytes_received += count
-            return self._view[:count], descriptors
+            received = self.receive_now(most)
+            if received is not None:
+                return received
+
+    def receive_now(self, most: int = READ_SIZE) -> tuple[memoryview, list[Descriptor]] | None:
+        """`receive` what is there already; None if nothing is."""
+        try:
+            count, descriptors = self._read(min(most, READ_SIZE))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _lost(error) from None
+        if not count:
+            _close_all(descriptors)
+            raise Disconnected("the other end closed the connection")
+        self.bytes_received += count
+        return self._view[:count], descriptors
 
     def _read(self, most: int) -> tuple[int, list[Descriptor]]:
         if not self._descriptors:
