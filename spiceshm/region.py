@@ -45,7 +45,7 @@ def from_damage(damage: Damage, width: int, height: int) -> list[Rect]:
     rects: list[Rect] = []
     for row in damage.tolist() if isinstance(damage, np.ndarray) else damage:
         try:
-            top, left, bottom, right = (int(edge) for edge in row)
+            top, left, bottom, right = map(int, row)
         except TypeError:
             raise ValueError(
                 f"damage is {damage!r}, not a list of rectangles (top, left, bottom, right)"
@@ -61,7 +61,10 @@ def from_damage(damage: Damage, width: int, height: int) -> list[Rect]:
 
 def area(rects: Iterable[Rect]) -> int:
     """Pixels covered, overlaps counted twice."""
-    return sum((b - t) * (r - left) for t, left, b, r in rects)
+    covered = 0
+    for top, left, bottom, right in rects:
+        covered += (bottom - top) * (right - left)
+    return covered
 
 
 def bounds(rects: Sequence[Rect]) -> Rect:
@@ -109,7 +112,11 @@ def add(some: Sequence[Rect], more: Sequence[Rect]) -> list[Rect]:
 
 def _covers(rect: Rect, rects: Sequence[Rect]) -> bool:
     top, left, bottom, right = rect
-    return all(r[0] >= top and r[1] >= left and r[2] <= bottom and r[3] <= right for r in rects)
+    # Asked several times a frame, and a generator takes longer.
+    for r in rects:  # noqa: SIM110
+        if r[0] < top or r[1] < left or r[2] > bottom or r[3] > right:
+            return False
+    return True
 
 
 def subtract(rects: Sequence[Rect], holes: Sequence[Rect]) -> list[Rect]:

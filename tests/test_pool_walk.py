@@ -221,7 +221,14 @@ class World:
             Peer(p.reader, set(p.asked), p.mirror, dict(p.held), p.gone, p.refused)
             for p in self.peers
         ]
-        rest = (pool.current, pool.serial, list(pool.segments), set(pool.retiring), pool.version)
+        rest = (
+            pool.current,
+            pool.serial,
+            list(pool.segments),
+            set(pool.retiring),
+            pool.version,
+            pool._news,
+        )
         own = (self.frames_left, list(self.memories), self.truth, self.ended)
         return buffers, readers, peers, rest, own
 
@@ -239,7 +246,7 @@ class World:
         self.peers = [
             Peer(p.reader, set(p.asked), p.mirror, dict(p.held), p.gone, p.refused) for p in peers
         ]
-        pool.current, pool.serial, segments, retiring, pool.version = rest
+        pool.current, pool.serial, segments, retiring, pool.version, pool._news = rest
         pool.segments, pool.retiring = list(segments), set(retiring)
         self.frames_left, memories, self.truth, self.ended = own
         self.memories = list(memories)
@@ -271,7 +278,8 @@ class World:
         )
         current = place[id(pool.current)] if pool.current is not None else None
         retiring = frozenset(s.number for s in pool.retiring)  # type: ignore[attr-defined]
-        return (self.frames_left, self.truth, self.ended, current, buffers, peers, retiring)
+        news = cells(list(pool._news))
+        return (self.frames_left, self.truth, self.ended, current, news, buffers, peers, retiring)
 
 
 def content(pixels: np.ndarray) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ from .canvas import Canvas
 from .frame import Frame, Lease, page_aligned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
@@ -164,9 +164,16 @@ class RemoteDisplay:
         return self._program_reads or trio.current_time() - self._program_left < AWAY_S
 
     @property
+    def _may_read(self) -> bool:
+        """Whether the task that asks can read the channel itself."""
+        taken = self._background_reads or self._program_reads or self._failure is not None
+        return not taken and self._may_be_left_to_program
+
+    @property
     def _may_be_left_to_program(self) -> bool:
         assert self._stream is not None
-        return self.shared and not self._stream.pending and not self._machine.awaits_descriptor
+        machine = self._machine
+        return machine.shared and not self._stream.pending and not machine.awaits_descriptor
 
     async def _while_attended(self) -> None:
         self._background_reads = False
@@ -180,6 +187,7 @@ class RemoteDisplay:
                     # It waits and nothing comes: then there is nothing to look after.
                     self._unwatched = True
                     await self._needed.wait()
+                    self._unwatched = False
         finally:
             self._background_reads = True
             self._unwatched = False
@@ -203,8 +211,6 @@ class RemoteDisplay:
     def _read_what_came(self) -> None:
         """What was sent while neither the program nor the background read."""
         assert self._stream is not None
-        if self._failure is not None:
-            return
         try:
             received = self._stream.receive_now()
             if received is not None:
@@ -352,7 +358,10 @@ class RemoteDisplay:
         if self._shows_old():
             await self._refresh()
         while not self._something_new:
-            await self._wait_unless_held()
+            if self._may_read and len(self._leases) < self._machine.credits:
+                await self._read_for_program()
+            else:
+                await self._wait_unless_held()
         if self._pending is None and self._canvas is not None:
             self._show_canvas(self._canvas)
         frame, self._pending = self._pending, None
@@ -362,8 +371,7 @@ class RemoteDisplay:
 
     def _shows_old(self) -> bool:
         """Whether a frame lies here, or in the socket, that came while the program was away."""
-        unread = not (self._background_reads or self._program_reads)
-        if unread and trio.current_time() - self._program_left > STALE_S:
+        if trio.current_time() - self._program_left > STALE_S and self._may_read:
             self._read_what_came()
             return self._pending is not None
         return self._pending is not None and self.shared and self._pending.waited > STALE_S
@@ -415,7 +423,7 @@ class RemoteDisplay:
         """Until something arrived. Raises what ended the connection."""
         if self._failure is not None:
             raise self._failure
-        if not (self._background_reads or self._program_reads) and self._may_be_left_to_program:
+        if self._may_read:
             await self._read_for_program()
             return
         self._arrived = trio.Event()
@@ -479,8 +487,8 @@ class Frames:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Frame:
-        return await self._remote.next_frame()
+    def __anext__(self) -> Coroutine[None, None, Frame]:
+        return self._remote.next_frame()
 
 
 async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:

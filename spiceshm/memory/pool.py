@@ -125,6 +125,7 @@ class Pool:
         """A reader was refused a frame so that the writer keeps its buffers: try again when some
         lease has ended."""
         self._serials = serials
+        self._news: Sequence[Rect] = ()
 
     @property
     def buffer_size(self) -> int:
@@ -177,6 +178,7 @@ class Pool:
         The caller draws all of ``damage`` and then calls `publish`, or `abandon`. Never waits:
         rule 3 leaves one FREE.
         """
+        self._note_missed()
         buffer = None
         for free in self._writable:
             if free.state is BufferState.FREE:
@@ -211,15 +213,22 @@ class Pool:
         buffer.state = BufferState.CURRENT
         buffer.missed = []
         self.current = buffer
-        for other in self.buffers:
-            if other is not buffer:
-                other.missed = region.add(other.missed, damage)
+        self._news = damage
         for reader in self.readers:
             reader.coalesced += bool(reader.damage and damage and not reader.full)
             reader.damage = region.add(reader.damage, damage)
         self.serial = next(self._serials)
         self.published = now
         return self.serial
+
+    def _note_missed(self) -> None:
+        """What the last frame brought is missing everywhere else: noted before the next is begun,
+        when it has long been sent."""
+        if self._news:
+            for other in self.buffers:
+                if other is not self.current:
+                    other.missed = region.add(other.missed, self._news)
+            self._news = ()
 
     def end(self) -> None:
         """There will be no frame any more; those that are lent stay."""

@@ -154,16 +154,23 @@ class Viewer:
 
     def _received(self, data: memoryview) -> None:
         for message in self._machine.receive_data(data):
-            self._handle(message)
-        self._pump()
+            if isinstance(message, ShmDamageHandled):
+                self._released(message.serial)
+            else:
+                self._handle(message)
+                self._again = True
+        # A frame that is given back only makes room for the next one, if there is one.
+        if self._again or self._reader is None or self._reader.damage:
+            self._pump()
+
+    def _released(self, serial: int) -> None:
+        surface, reader, _ = self._lent.pop(serial)
+        surface.release(reader, serial)
+        if reader is not self._reader and not reader.leases:
+            surface.leave(reader)
 
     def _handle(self, message: Message) -> None:
-        if isinstance(message, ShmDamageHandled):
-            surface, reader, _ = self._lent.pop(message.serial)
-            surface.release(reader, message.serial)
-            if reader is not self._reader and not reader.leases:
-                surface.leave(reader)
-        elif isinstance(message, ShmReply):
+        if isinstance(message, ShmReply):
             segment, offset = self._tokens.pop(message.segment_id)
             segment.give_token_back(offset)
             if self._reader is not None and self._machine.has(message.segment_id):
