@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 import spiceshm
 from spiceshm.client import RemoteDisplay
 from spiceshm.client import display as client_display
 from spiceshm.client import session as client_session
+from spiceshm.transport import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 WIDTH, HEIGHT = 320, 200
@@ -563,3 +566,99 @@ async def test_a_surface_that_was_replaced_is_not_drawn_on(address: str) -> None
         display.create_surface(64, 48)
         with pytest.raises(spiceshm.SpiceShmError, match="draw on the new one"):
             surface.draw(picture(1))
+
+
+# Who reads the channel
+
+
+def accepted(surface: spiceshm.Surface) -> bool:
+    """Whether memory has grown and every reader has taken all of it."""
+    pool = surface.pool
+    return len(pool.segments) > 1 and all(
+        reader.segments >= set(pool.segments) for reader in pool.readers if reader.credits
+    )
+
+
+async def asked_again(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def test_memory_is_taken_while_the_program_is_away(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        held = await next_frame(remote)
+        surface.draw(picture(1))
+        async with spiceshm.connect(address, credits=8):
+            await asked_again(lambda: accepted(surface))
+        assert np.array_equal(rgb(held.pixels), rgb(picture(0)))
+        await until(remote, picture(1))
+
+
+@pytest.mark.parametrize("most", [1, 7])
+async def test_memory_is_taken_while_the_program_waits_whatever_a_read_brings(
+    address: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Stream.receive_now
+    monkeypatch.setattr(
+        Stream, "receive_now", lambda stream, asked=most: read(stream, min(asked, most))
+    )
+    async with both_ends(address) as (_, surface, remote), trio.open_nursery() as nursery:
+        for step in range(3):
+            surface.draw(picture(step))
+            await until(remote, picture(step))
+        nursery.start_soon(until, remote, picture(99))
+        await trio.testing.wait_all_tasks_blocked()
+        async with spiceshm.connect(address, credits=8):
+            await asked_again(lambda: accepted(surface))
+            surface.draw(picture(99))
+            await asked_again(lambda: not nursery.child_tasks)
+
+
+async def test_of_several_tasks_that_wait_each_goes_on_when_another_gives_up(address: str) -> None:
+    seen: list[int] = []
+
+    async def wait(remote: RemoteDisplay, scope: trio.CancelScope) -> None:
+        with scope:
+            seen.append((await next_frame(remote)).serial)
+
+    async with both_ends(address) as (_, surface, remote):
+        await next_frame(remote)
+        for step in range(1, 4):
+            async with trio.open_nursery() as nursery:
+                scopes = [trio.CancelScope() for _ in range(3)]
+                for scope in scopes:
+                    nursery.start_soon(wait, remote, scope)
+                    await trio.testing.wait_all_tasks_blocked()
+                scopes[0].cancel()
+                scopes[2].cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                surface.draw(picture(step))
+            assert seen.pop() == surface.serial
+            assert not seen
+
+
+async def test_a_server_that_goes_is_noticed_by_who_waits_and_by_who_was_away(address: str) -> None:
+    async def serve(task_status: trio.TaskStatus[spiceshm.Surface]) -> None:
+        async with spiceshm.serve(address) as display:
+            surface = display.create_surface(WIDTH, HEIGHT)
+            surface.draw(picture(0))
+            task_status.started(surface)
+            await trio.sleep_forever()
+
+    async def lose(remote: RemoteDisplay) -> None:
+        with pytest.raises(spiceshm.Disconnected, match=f"^{re.escape(address)}: "):
+            await next_frame(remote)
+
+    async with trio.open_nursery() as serving:
+        surface = await serving.start(serve)
+        async with spiceshm.connect(address) as near, spiceshm.connect(address) as away:
+            for step in range(1, 3):
+                surface.draw(picture(step))
+                await until(near, picture(step))
+                await until(away, picture(step))
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(lose, near)
+                await trio.testing.wait_all_tasks_blocked()
+                serving.cancel_scope.cancel()
+            await lose(away)

@@ -241,7 +241,7 @@ class RemoteDisplay:
             self._drawn = region.merge(self._drawn)
         if self._drawn:
             self._arrived.set()
-        if self._waiting:
+        if self._waiting and self._something_new:  # who waits is woken, and will read himself
             self._program_left = trio.current_time()
         self._flush()
 
@@ -426,7 +426,8 @@ class RemoteDisplay:
         if self._may_read:
             await self._read_for_program()
             return
-        self._arrived = trio.Event()
+        if self._arrived.is_set():
+            self._arrived = trio.Event()
         self._waiting += 1
         try:
             await self._arrived.wait()

@@ -134,7 +134,7 @@ class Stream:
         if self._unsent:
             self._unsent.append((memoryview(data), tuple(descriptors)))
             return
-        left = self._try_send(memoryview(data), tuple(descriptors))
+        left = self._try_send(data, tuple(descriptors))
         if left is not None:
             self._unsent.append(left)
             self._blocked.set()
@@ -150,14 +150,17 @@ class Stream:
                 raise
 
     def _try_send(
-        self, data: memoryview, descriptors: tuple[Descriptor, ...]
+        self, data: bytes | memoryview, descriptors: tuple[Descriptor, ...]
     ) -> tuple[memoryview, tuple[Descriptor, ...]] | None:
         """Returns what the kernel did not take, None if it took all."""
         while data:
             try:
-                count = self._send_once(data, descriptors)
+                if descriptors:
+                    count = self._send_with(data, descriptors)
+                else:
+                    count = self._socket.send(data, _NO_SIGNAL)
             except BlockingIOError:
-                return data, descriptors
+                return memoryview(data), descriptors
             except OSError as error:
                 _close_all(descriptors)
                 raise _lost(error) from None
@@ -165,14 +168,15 @@ class Stream:
                 _close_all(descriptors)
                 raise
             self.bytes_sent += count
-            _close_all(descriptors)
-            descriptors = ()
-            data = data[count:]
+            if descriptors:
+                _close_all(descriptors)
+                descriptors = ()
+            if count == len(data):
+                break
+            data = memoryview(data)[count:]
         return None
 
-    def _send_once(self, data: memoryview, descriptors: tuple[Descriptor, ...]) -> int:
-        if not descriptors:
-            return self._socket.send(data, _NO_SIGNAL)
+    def _send_with(self, data: bytes | memoryview, descriptors: tuple[Descriptor, ...]) -> int:
         numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
         return self._socket.sendmsg([data], rights, _NO_SIGNAL)
