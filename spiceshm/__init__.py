@@ -12,7 +12,9 @@ In reading order:
     cli                     the two programs
 """
 
-from .client import Frame, Frames, RemoteDisplay, connect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     AddressError,
     ConnectError,
@@ -27,7 +29,10 @@ from .errors import (
     SourceError,
     SpiceShmError,
 )
-from .server import Display, Drawing, Surface, ViewerStats, serve
+
+if TYPE_CHECKING:
+    from .client import Frame, Frames, RemoteDisplay, connect
+    from .server import Display, Drawing, Surface, ViewerStats, serve
 
 __version__ = "0.1.0"
 
@@ -54,3 +59,15 @@ __all__ = [
     "connect",
     "serve",
 ]
+
+_LATER = {
+    **dict.fromkeys(("Frame", "Frames", "RemoteDisplay", "connect"), "client"),
+    **dict.fromkeys(("Display", "Drawing", "Surface", "ViewerStats", "serve"), "server"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an end when it is first used: who only wants ``--help`` does not wait for numpy."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

@@ -8,6 +8,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +54,7 @@ def is_alias(module: types.ModuleType, name: str) -> bool:
 def home_of(package: str, name: str) -> types.ModuleType:
     """The module that a package has a name from."""
     root = importlib.import_module(package)
-    for node in ast.parse(inspect.getsource(root)).body:
+    for node in ast.walk(ast.parse(inspect.getsource(root))):
         if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
             return importlib.import_module("." * node.level + (node.module or ""), package)
     return root
@@ -86,8 +88,8 @@ def test_nothing_public_is_left_out(package: str) -> None:
     root = importlib.import_module(package)
     imported = {
         alias.asname or alias.name
-        for node in ast.parse(inspect.getsource(root)).body
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for node in ast.walk(ast.parse(inspect.getsource(root)))
+        if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names
     }
     assert imported == set(root.__all__)
@@ -166,3 +168,29 @@ def test_made_up_docstrings_are_none() -> None:
 def test_the_order_is_one() -> None:
     names = ["Zebra", "serve", "TABLES", "Ant", "accept"]
     assert sorted(names, key=order) == ["TABLES", "Ant", "Zebra", "accept", "serve"]
+
+
+@pytest.mark.parametrize("program", ["server", "client"])
+def test_help_waits_for_nothing_heavy(program: str) -> None:
+    script = f"""
+import sys
+from spiceshm.cli.{program} import main
+sys.argv = ["program", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+print(sorted({{"construct", "cryptography", "numpy", "trio"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "examples:" in done.stdout
+
+
+def test_what_is_imported_later_is_what_is_declared() -> None:
+    for name in spiceshm._LATER:
+        assert getattr(spiceshm, name) is getattr(home_of("spiceshm", name), name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        spiceshm.nothing  # noqa: B018

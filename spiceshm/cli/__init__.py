@@ -1,1 +1,1 @@
-"""The two programs, `server` and `client`: options and output, nothing else."""
+"""The two programs: `server` and `client` have the options, `serving` and `looking` do the work."""

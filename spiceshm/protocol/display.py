@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..fds import Descriptor
-    from ..region import Rect
 
 MAX_SEGMENTS = 64
 """Segments that one connection may have at a time."""
@@ -152,7 +151,7 @@ class ServerDisplay(_Display):
         serial: int,
         published: int,
         flags: int,
-        rects: Sequence[Rect],
+        rects: Sequence[Sequence[int]],
     ) -> None:
         """`send` of the ShmDamage that these make for the primary surface, only quicker.
 
