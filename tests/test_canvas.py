@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 
 from spiceshm.client.canvas import Canvas
+from spiceshm.client.frame import Copies
 from spiceshm.errors import RemoteProtocolError
 from spiceshm.wire import display
 from spiceshm.wire.types import Rect
@@ -78,3 +81,25 @@ def test_what_does_not_fit(
         canvas.draw(copy(box, picture(4, 6), area=area, clip=clip))  # type: ignore[arg-type]
     assert caught.value.field.startswith(field)
     assert not canvas.pixels.any()
+
+
+def test_memory_of_a_copy_is_used_again_only_when_no_view_is_left() -> None:
+    copies = Copies()
+    first = copies.of(np.full((5, 7, 4), 1, np.uint8))
+    place = first.ctypes.data
+    assert place % mmap.PAGESIZE == 0
+    assert not first.flags.writeable
+    crop = first[1:3, 2:]
+    del first
+    second = copies.of(np.full((5, 7, 4), 2, np.uint8))
+    assert second.ctypes.data != place
+    assert (crop == 1).all()
+    del crop
+    third = copies.of(np.full((5, 7, 4), 3, np.uint8))
+    assert third.ctypes.data == place
+    assert (second == 2).all()
+    assert (third == 3).all()
+    del third
+    other = copies.of(np.full((4, 7, 4), 4, np.uint8))  # of another size
+    assert (other == 4).all()
+    assert other.shape == (4, 7, 4)

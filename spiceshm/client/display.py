@@ -34,7 +34,7 @@ from ..wire import Message, display, shm
 from ..wire.shm import ShmDamage, ShmOffer
 from ..wire.types import DisplayCap
 from .canvas import Canvas
-from .frame import Frame, Lease, page_aligned
+from .frame import Copies, Frame, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -95,6 +95,7 @@ class RemoteDisplay:
         self._in_step = False
         self._token = trio.lowlevel.current_trio_token()
         self._ordinary_serial = 0
+        self._copies = Copies()
         self._new_canvas = False
 
     @property
@@ -319,9 +320,7 @@ class RemoteDisplay:
     def _show_canvas(self, canvas: Canvas) -> None:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
         do not change any more."""
-        pixels = page_aligned(canvas.height, canvas.width)
-        pixels[:] = canvas.pixels
-        pixels.flags.writeable = False
+        pixels = self._copies.of(canvas.pixels)
         self._ordinary_serial += 1
         rects = np.array(region.merge(self._drawn), "<i4")
         full = self._new_canvas
@@ -384,7 +383,7 @@ class RemoteDisplay:
         """
         old = self._pending
         assert old is not None
-        copy = old.private()
+        copy = old.on(self._copies.of(old.pixels))
         self._drop_pending()
         self._flush()
         try:

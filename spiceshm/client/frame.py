@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+_MOST_FREE = 2
 
 
 def page_aligned(height: int, width: int) -> NDArray[np.uint8]:
@@ -103,11 +106,8 @@ class Frame:
             merged = region.merge([tuple(row) for row in self.rects.tolist()])
             self.rects = np.array(merged, "<i4")
 
-    def private(self) -> Frame:
-        """The same frame on pixels of its own, which no lease is needed for."""
-        pixels = page_aligned(self.height, self.width)
-        pixels[:] = self.pixels
-        pixels.flags.writeable = False
+    def on(self, pixels: NDArray[np.uint8]) -> Frame:
+        """The same frame on other pixels, which no lease is needed for."""
         return Frame(
             pixels, self.rects, serial=self.serial, published=self.published, full=self.full
         )
@@ -144,3 +144,43 @@ class Lease(weakref.ref[Any]):
 
     def __init__(self, *_: object) -> None:
         """All is done above: that of a weak reference would not take a third argument."""
+
+
+class Copies:
+    """Pictures of our own for frames that no server lends; their memory is used again.
+
+    For to have memory filled with zeros and then with a picture takes ten times as long as to copy
+    the picture. Used again is only what no view is left of, as with a `Lease`.
+    """
+
+    def __init__(self) -> None:
+        self._out: dict[int, _Memory] = {}
+        self._free: deque[mmap.mmap] = deque(maxlen=_MOST_FREE)
+
+    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A read-only copy of an array (height, width, 4)."""
+        memory = self._take(pixels.nbytes)
+        copy = np.ndarray(pixels.shape, np.uint8, memory)
+        copy[:] = pixels
+        copy.flags.writeable = False
+        watch = _Memory(copy, self._back)
+        watch.memory = memory
+        self._out[id(watch)] = watch
+        return copy
+
+    def _take(self, size: int) -> mmap.mmap:
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) == size:
+                return memory
+        return mmap.mmap(-1, size)
+
+    def _back(self, watch: _Memory) -> None:
+        """On any thread, in the middle of anything."""
+        del self._out[id(watch)]
+        self._free.append(watch.memory)
+
+
+class _Memory(weakref.ref[Any]):
+    __slots__ = ("memory",)
+    memory: mmap.mmap

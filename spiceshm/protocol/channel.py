@@ -39,6 +39,8 @@ SERVER_MESSAGE_LIMIT = {"display": MAX_SIDE * MAX_SIDE * 4 + (1 << 20)}
 """Most bytes of a body that a server may send: a raw image of the largest surface fits."""
 
 _SERVER_DEFAULT_LIMIT = 1 << 20
+_MOST_JOINED = 1 << 16
+"""A body of more bytes is not copied once more to be sent with what comes before and after."""
 _LIMITS: dict[type[Message], int] = {
     main.ChannelsList: 4096,
     main.AgentData: main.MAX_AGENT_DATA,
@@ -107,8 +109,7 @@ class Channel:
             self._partial += data
             if len(self._partial) < self._wanted():
                 return []
-            data = bytes(self._partial)
-            self._partial.clear()
+            data, self._partial = self._partial, bytearray()
         messages: list[Message] = []
         view = memoryview(data)
         at, end = 0, len(view)
@@ -231,7 +232,11 @@ class Channel:
         else:
             self._serial += 1
             self._out += DataHeader(self._serial, number, len(body), 0).packed
-        self._out += body
+        if len(body) > _MOST_JOINED:
+            self._flush_out()
+            self._out_parts.append(Outgoing(body))
+        else:
+            self._out += body
 
     def _send_descriptors(self, carrier: bytes, fds: Sequence[Descriptor]) -> None:
         """Queue bytes that carry descriptors, apart from what comes before and after."""
