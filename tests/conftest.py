@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.programs import mapped
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,6 +38,17 @@ def descriptors_counted() -> Iterator[None]:
         after = _open_descriptors()
     left = {fd: what for fd, what in after.items() if before.get(fd) != what}
     assert len(after) <= len(before), f"descriptors left open: {left}"
+
+
+@pytest.fixture
+def nothing_stays_mapped() -> Iterator[None]:
+    """No test that asks for this may leave shared memory mapped."""
+    before = len(mapped(os.getpid()))
+    yield
+    for generation in range(3):  # the youngest first: all of them take a tenth of a second
+        if len(mapped(os.getpid())) > before:
+            gc.collect(generation)
+    assert len(mapped(os.getpid())) <= before
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import gc
 import json
 import logging
 import os
@@ -55,7 +54,7 @@ from tests.programs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 WIDTH, HEIGHT = 64, 48
 SOON = 10.0
@@ -71,15 +70,7 @@ CAPS = (1 << 1, 0, 1 << 19)
 OFFER, DAMAGE, CREATE_SHM, WITHDRAW, REPLY, HANDLED = 460, 461, 462, 463, 460, 461
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_mapped() -> Iterator[None]:
-    """No test may leave shared memory mapped."""
-    before = len(mapped(os.getpid()))
-    yield
-    for generation in range(3):  # the youngest first: all of them take a tenth of a second
-        if len(mapped(os.getpid())) > before:
-            gc.collect(generation)
-    assert len(mapped(os.getpid())) <= before
+pytestmark = pytest.mark.usefixtures("nothing_stays_mapped")
 
 
 @pytest.fixture(autouse=True)

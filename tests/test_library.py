@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -163,95 +162,11 @@ async def test_the_surface_changes_its_size(address: str, shm: str) -> None:
         assert remote.shared is (shm == "auto")
 
 
-async def test_a_view_keeps_its_frame(address: str) -> None:
-    async with both_ends(address, credits=1) as (_, surface, remote):
-        frame = await next_frame(remote)
-        crop = memoryview(frame.pixels[10:20, 10:20].reshape(10, -1)[2:5])
-        before = bytes(crop)
-        for step in range(1, 10):
-            surface.draw(picture(step))
-        with trio.move_on_after(0.05):
-            await next_frame(remote)
-            pytest.fail("a frame came although the only one that is lent is still held")
-        assert bytes(crop) == before
-        del crop
-        gc.collect()
-        frame = await next_frame(remote)
-        assert np.array_equal(rgb(frame.pixels), rgb(picture(9)))
-
-
-async def test_more_credits_hold_more_frames(address: str) -> None:
-    """Three frames kept while a fourth, fifth, ... come and go: the pool has grown for it."""
-    async with both_ends(address, credits=4) as (_, surface, remote):
-        kept = []
-        for step in range(1, 30):
-            frame = await until(remote, picture(step - 1))
-            if step <= 3:
-                kept.append((frame.pixels, picture(step - 1)))
-            surface.draw(picture(step))
-        for pixels, truth in kept:
-            assert np.array_equal(rgb(pixels), rgb(truth))
-        assert remote.shared
-        del pixels, kept
-
-
 async def test_credits_are_bounded(address: str) -> None:
     for credits in (0, 9):
         with pytest.raises(ValueError, match="not 1 to 8"):
             async with spiceshm.connect(address, credits=credits):
                 pass
-
-
-async def test_the_last_view_may_die_on_another_thread(address: str) -> None:
-    async with both_ends(address, credits=1) as (_, surface, remote):
-        views = [(await next_frame(remote)).pixels[:5]]
-        surface.draw(picture(1))
-        frames = remote.frames()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, views.clear)
-            with trio.fail_after(10):
-                frame = await anext(frames)
-        assert np.array_equal(rgb(frame.pixels), rgb(picture(1)))
-        assert threading.active_count() >= 1
-
-
-async def test_held_views_are_an_error_not_a_hang(
-    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(client_display, "HELD_WARNING_S", 0.02)
-    monkeypatch.setattr(client_display, "HELD_LIMIT_S", 0.05)
-    async with both_ends(address, credits=1) as (_, _surface, remote):
-        kept = (await next_frame(remote)).pixels
-        with pytest.raises(spiceshm.FramesHeld, match=r"views of 1 frames are still held"):
-            await next_frame(remote)
-        assert caplog.text.count("still held") == 1
-        del kept
-
-
-async def test_a_released_frame_says_so(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
-        frame = await next_frame(remote)
-        own = frame.copy()
-        assert own.flags.writeable
-        frame.release()
-        frame.release()
-        with pytest.raises(ValueError, match="was released"):
-            _ = frame.pixels
-        assert "released" in repr(frame)
-        surface.draw(picture(1))
-        second = await next_frame(remote)
-        surface.draw(picture(2))
-        await next_frame(remote)
-        with pytest.raises(ValueError, match="was released"):
-            _ = second.pixels
-
-
-async def test_views_outlive_the_connection_and_the_server(address: str) -> None:
-    async with both_ends(address) as (_, _surface, remote):
-        view = (await next_frame(remote)).pixels[50:60]
-    assert np.array_equal(rgb(view), rgb(picture(0)[50:60]))
-    with pytest.raises(spiceshm.Disconnected):
-        await anext(remote.frames())
 
 
 async def test_drawing_in_place_and_thinking_better_of_it(address: str) -> None:
@@ -546,19 +461,6 @@ async def test_statistics_tell_who_holds_what(address: str) -> None:
         del frame
         await until(remote, picture(5))
         assert display.viewers[0].stats.lag_frames == 0
-
-
-async def test_a_variable_that_names_a_view_does_not_stop_the_loop(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
-        seen = 0
-        with trio.fail_after(10):
-            async for frame in remote.frames():
-                crop = frame.pixels[:10]
-                surface.draw(picture(seen), [(0, 0, 10, 10)])
-                seen += 1
-                if seen == 20:
-                    break
-        del crop
 
 
 async def test_a_surface_that_was_replaced_is_not_drawn_on(address: str) -> None:

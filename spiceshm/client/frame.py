@@ -41,7 +41,9 @@ class Frame:
 
     With shared memory the pixels are the server's own, read in place; the server reuses them only
     when the frame has been released *and* no view of `pixels` is left. So a view that you keep
-    stays right, and keeps one of the frames that the server lends you.
+    stays right, and keeps one of the frames that the server lends you. What shares the pixels in
+    any way that Python knows of is a view (crops, memoryviews, an image of Pillow's, a tensor made
+    by DLPack); a bare address and ``pixels.base`` are not.
     """
 
     __slots__ = ("_arrived", "_pixels", "full", "published", "rects", "serial")
@@ -127,7 +129,9 @@ class Lease(weakref.ref[Any]):
 
     Every view that numpy, memoryview or Pillow makes keeps the array it was made of, so the death
     of that array is the end of the lease. It may come on any thread and in the middle of anything:
-    ``ended``, which is called with the lease, must only take note.
+    ``ended``, which is called with the lease, must only take note. The garbage collector does not
+    track arrays, so the reference never tells of a death before it is final: what a finaliser
+    brings back still has its pixels.
     """
 
     __slots__ = ("serial", "since")
