@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ import spiceshm
 from spiceshm.client import RemoteDisplay
 from spiceshm.client import display as client_display
 from spiceshm.client import session as client_session
+from spiceshm.memory import Budget, Reader, Segment
 from spiceshm.transport import Stream
 
 if TYPE_CHECKING:
@@ -251,6 +254,193 @@ async def test_wanted_paces_a_producer(address: str) -> None:
                 with trio.fail_after(10):
                     await surface.wanted()
                 nursery.cancel_scope.cancel()
+
+
+class Alone:
+    """A surface whose readers are played by the test: nothing is sent, so nothing is in a hurry."""
+
+    def __init__(self, nursery: trio.Nursery, limit: int = 1 << 30) -> None:
+        self.surface = spiceshm.Surface(8, 8, itertools.count(1), [], nursery, Budget(limit))
+        self.pool = self.surface.pool
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in list(self.pool.readers):
+            self.surface.leave(reader)
+        self.surface.close()
+
+    def join(self, credits: int) -> Reader:
+        reader = self.surface.join(credits)
+        reader.segments = set(self.pool.segments)
+        return reader
+
+    def hold_a_new_frame(self, *readers: Reader) -> int:
+        serial = self.surface.draw(np.zeros((8, 8, 4), np.uint8))
+        for reader in readers:
+            assert self.pool.lend(reader)
+        return serial
+
+    async def grown(self, buffers: int) -> None:
+        await settled(self.surface, buffers)
+        while self.surface._growing:
+            await trio.sleep(0.001)
+
+
+async def not_wanted(surface: spiceshm.Surface) -> None:
+    """Whoever waits has to go on waiting; what would make this fail wakes him at once."""
+    with trio.move_on_after(0.02):
+        await surface.wanted()
+        pytest.fail("a frame was wanted that nobody would be sent")
+
+
+async def soon_wanted(surface: spiceshm.Surface, change: Callable[[], object]) -> None:
+    """Whoever waits is woken by ``change``."""
+    await not_wanted(surface)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(surface.wanted)
+        await trio.testing.wait_all_tasks_blocked()
+        change()
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_nothing_is_wanted_while_there_are_too_few_buffers() -> None:
+    """Growth was refused: four buffers, and readers that together might hold ten."""
+    async with trio.open_nursery() as nursery:
+        with Alone(nursery, limit=Segment.size_for(4 * 4096)) as alone:
+            first, second = alone.join(8), alone.join(2)
+            while alone.surface._growing:
+                await trio.sleep(0.001)
+            assert len(alone.pool.buffers) == 4
+            await alone.surface.wanted()
+            serial = alone.hold_a_new_frame(first, second)  # one buffer, which both look at
+            await alone.surface.wanted()
+            alone.hold_a_new_frame(first)
+            assert alone.pool.lend(second)
+            assert len(first.leases) == len(second.leases) == 2
+            # The first has credits left; the writer has none but the two buffers that it needs.
+            await not_wanted(alone.surface)
+            alone.surface.release(first, serial)
+            await soon_wanted(alone.surface, lambda: alone.surface.release(second, serial))
+            alone.hold_a_new_frame(first, second)
+
+
+async def test_nothing_is_wanted_in_memory_that_nobody_has_accepted() -> None:
+    async with trio.open_nursery() as nursery:
+        with Alone(nursery) as alone:
+            [old] = alone.pool.segments
+            reader = alone.join(4)
+            await alone.grown(6)
+            [_, new] = alone.pool.segments
+            serials = [alone.hold_a_new_frame(reader) for _ in range(3)]
+            alone.surface.draw(np.zeros((8, 8, 4), np.uint8))
+            # All four buffers that it sees are in use: the next frame will lie where it does not.
+            assert reader.ready
+            assert reader.segments == {old}
+            await soon_wanted(alone.surface, lambda: alone.surface.accepted(reader, new))
+            assert alone.pool.lend(reader)
+            await soon_wanted(alone.surface, lambda: alone.surface.release(reader, serials[0]))
+
+
+async def test_growth_makes_frames_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a buffer that it sees, but the writer would keep too few, until there are more."""
+    go_on = threading.Event()
+    make = spiceshm.Surface._new_segment
+
+    def make_later(surface: spiceshm.Surface, buffers: int) -> Segment:
+        assert buffers == 4 or go_on.wait(10)
+        return make(surface, buffers)
+
+    monkeypatch.setattr(spiceshm.Surface, "_new_segment", make_later)
+    async with trio.open_nursery() as nursery:
+        with Alone(nursery) as alone:
+            reader = alone.join(3)
+            for _ in range(2):
+                alone.hold_a_new_frame(reader)
+            await soon_wanted(alone.surface, go_on.set)
+            alone.hold_a_new_frame(reader)
+
+
+async def test_a_producer_that_waits_until_it_is_wanted(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither spins while a client holds all that can be lent, nor hangs when that ends."""
+    make = spiceshm.Surface._new_segment
+
+    def no_more_than_four(surface: spiceshm.Surface, buffers: int) -> Segment:
+        if surface.pool.buffers:
+            raise spiceshm.MemoryRefused("for this test there is none")
+        return make(surface, buffers)
+
+    monkeypatch.setattr(spiceshm.Surface, "_new_segment", no_more_than_four)
+    async with both_ends(address, credits=8) as (_, surface, remote):
+        [reader] = surface.pool.readers
+
+        async def produce() -> None:
+            while True:
+                await surface.wanted()
+                surface.draw(picture(surface.serial), [(0, 0, 1, 1)])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(produce)
+            for _ in range(20):
+                kept = [(await next_frame(remote)).pixels for _ in range(2)]
+                with trio.fail_after(10):
+                    while len(reader.leases) < 2:
+                        await trio.sleep(0.001)
+                await not_wanted(surface)
+                drawn = surface.serial
+                assert len(surface.pool.buffers) == 4
+                await trio.sleep(0.002)
+                assert surface.serial == drawn
+                kept.clear()
+            nursery.cancel_scope.cancel()
+
+
+async def test_frames_of_an_earlier_surface_use_credits(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        kept = []
+        for step in range(1, 3):
+            frame = await next_frame(remote)
+            kept.append(frame.pixels)
+            surface.draw(picture(step))
+        frame.release()
+        surface = display.create_surface(64, 48)
+        surface.draw(picture(3, 64, 48))
+        with trio.fail_after(10):
+            while not surface.pool.readers:
+                await trio.sleep(0.001)
+        await soon_wanted(surface, kept.clear)
+        surface.draw(picture(4, 64, 48))
+        await until(remote, picture(4, 64, 48))
+
+
+async def test_who_has_turned_to_ordinary_spice_is_lent_nothing(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its views of frames that it was lent before make nobody draw."""
+    async with both_ends(address, credits=3) as (_, surface, remote):
+        kept = (await next_frame(remote)).pixels
+        monkeypatch.setattr(client_display, "MappedSegment", _refuse)
+        await surface.forget()
+        with trio.fail_after(10):
+            while remote.shared:
+                await trio.sleep(0.001)
+        [lent] = [reader for reader in surface.pool.readers if reader.leases]
+        assert not surface.pool.wants(lent)
+        assert np.array_equal(rgb(kept), rgb(picture(0)))
+        surface.draw(picture(1))
+        await until(remote, picture(1))
+        del kept
+        with trio.fail_after(10):
+            while lent in surface.pool.readers:
+                await trio.sleep(0.001)
+
+
+def _refuse(*_: object) -> None:
+    raise spiceshm.MemoryRefused("not any more")
 
 
 async def _ignore(call, *args) -> None:  # type: ignore[no-untyped-def]

@@ -68,9 +68,9 @@ class Reader:
     """Somebody who is lent frames, at most ``credits`` at once; or, with none, only reads.
 
     ``damage`` is what changed since the last frame it was given; ``segments`` are those it can see;
-    ``busy`` is set by whoever reads for it while what was read is still on its way; ``done`` is the
-    newest serial that it has given back; ``coalesced`` counts frames that it got only as damage of
-    a later one.
+    ``busy`` is set by whoever reads for it while it can be given nothing, because what was read is
+    still on its way, say; ``done`` is the newest serial that it has given back; ``coalesced``
+    counts frames that it got only as damage of a later one.
     """
 
     credits: int
@@ -179,14 +179,7 @@ class Pool:
         rule 3 leaves one FREE.
         """
         self._note_missed()
-        buffer = None
-        for free in self._writable:
-            if free.state is BufferState.FREE:
-                # Memory that some reader has not accepted yet would leave it without this frame.
-                if self._seen_by_all(free):
-                    buffer = free
-                    break
-                buffer = buffer or free
+        buffer = self._next()
         if buffer is None:
             raise AssertionError("no free buffer: a lease was given that should not have been")
         if buffer.leases:
@@ -287,6 +280,15 @@ class Pool:
         reader.leases[self.serial] = buffer
         return self._hand_over(reader, buffer)
 
+    def wants(self, reader: Reader) -> bool:
+        """Whether it would be given a frame that is published now."""
+        if not reader.ready:
+            return False
+        if not reader.credits or self._complete_for(reader):
+            return True
+        buffer = self._next()
+        return buffer is None or (buffer.segment in reader.segments and self._spare(buffer))
+
     def read(self, reader: Reader) -> Frame | None:
         """The newest frame without a lease: good only until the caller next lets others run."""
         if self.current is None or not reader.damage or not reader.ready:
@@ -317,6 +319,25 @@ class Pool:
         writable = self._writable
         leased = sum(1 for other in writable if other.leases)
         return leased + 1 <= len(writable) - 2
+
+    def _next(self) -> Buffer | None:
+        """The buffer that will be drawn in next."""
+        first = None
+        for buffer in self._writable:
+            if buffer.state is BufferState.FREE:
+                # Memory that some reader has not accepted yet would leave it without this frame.
+                if self._seen_by_all(buffer):
+                    return buffer
+                first = first or buffer
+        return first
+
+    def _complete_for(self, reader: Reader) -> bool:
+        """Whether there is memory for all credits, and this reader sees all of it."""
+        return (
+            not self.retiring
+            and len(self.buffers) >= self._credits + 2
+            and reader.segments.issuperset(self.segments)
+        )
 
     def _seen_by_all(self, buffer: Buffer) -> bool:
         return all(buffer.segment in r.segments for r in self.readers if r.credits)

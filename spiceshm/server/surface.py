@@ -128,7 +128,7 @@ class Surface:
             await self._change()
 
     def _somebody_ready(self) -> bool:
-        return any(reader.ready for reader in self.pool.readers)
+        return any(map(self.pool.wants, self.pool.readers))
 
     async def consumed(self, serial: int) -> None:
         """Wait until every reader of now has given back this frame or a newer one.
@@ -200,6 +200,16 @@ class Surface:
         reader.done = frame.serial
         self._changed.set()
 
+    def accepted(self, reader: Reader, segment: Segment) -> None:
+        """The reader sees one segment more."""
+        reader.segments.add(segment)
+        self._changed.set()
+
+    def resumed(self, reader: Reader) -> None:
+        """The reader can be lent frames again; see `Reader.busy`."""
+        reader.busy = False
+        self._changed.set()
+
     # Memory
 
     async def forget(self) -> None:
@@ -219,6 +229,7 @@ class Surface:
         self._forgotten.update(old)
         self.pool.add(segment)
         self.pool.retire(old)
+        self._changed.set()
         self._notify()
         self._give_back()
 
@@ -232,6 +243,7 @@ class Surface:
                     self._drop(segment)
                     break
                 self.pool.add(segment)
+                self._changed.set()
                 self._notify()
         except MemoryRefused as error:
             log.warning("%d readers share too few buffers: %s", len(self.pool.readers), error)

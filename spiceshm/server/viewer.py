@@ -160,7 +160,8 @@ class Viewer:
                 self._handle(message)
                 self._again = True
         # A frame that is given back only makes room for the next one, if there is one.
-        if self._again or self._reader is None or self._reader.damage:
+        reader = self._reader
+        if self._again or reader is None or reader.damage or reader.busy:
             self._pump()
 
     def _released(self, serial: int) -> None:
@@ -173,8 +174,8 @@ class Viewer:
         if isinstance(message, ShmReply):
             segment, offset = self._tokens.pop(message.segment_id)
             segment.give_token_back(offset)
-            if self._reader is not None and self._machine.has(message.segment_id):
-                self._reader.segments.add(segment)
+            if self._shown and self._reader and self._machine.has(message.segment_id):
+                self._shown.accepted(self._reader, segment)
         elif isinstance(message, display.DisplayInit):
             self._scope.deadline = float("inf")
             window = ORDINARY_WINDOW if self._no_sharing else SHARED_WINDOW
@@ -334,15 +335,20 @@ class Viewer:
             if self._machine.shared and not self._machine.refusal:  # else it all ends by itself
                 self._machine.send(shm.ShmWithdraw(segment_id))
         self._shown = self._reader = None
-        if reader is not None and not reader.leases:
-            surface.leave(reader)
+        if reader is not None:
+            reader.busy = True  # for ever: nothing more is lent to it
+            if not reader.leases:
+                surface.leave(reader)
 
     def _send_frames(self, surface: Surface) -> None:
         assert self._reader is not None
         pool = surface.pool
         if self._machine.shared:
             machine, reader = self._machine, self._reader
-            while reader.damage and machine.may_lend() and (frame := pool.lend(reader)):
+            may = machine.may_lend()
+            if may and reader.busy:
+                surface.resumed(reader)
+            while may and reader.damage and (frame := pool.lend(reader)):
                 self._lent[frame.serial] = surface, reader, time.monotonic()
                 machine.lend(
                     self._ids[frame.buffer.segment],
@@ -353,6 +359,10 @@ class Viewer:
                     frame.rects,
                 )
                 self._sent(frame)
+                may = machine.may_lend()
+            # Frames of an earlier surface use its credits, or its ACK is outstanding.
+            if not may and reader.ready:
+                reader.busy = True
             return
         if self._on_its_way is not None and self._delivered():
             surface.delivered(self._reader, self._on_its_way)
