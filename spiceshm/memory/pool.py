@@ -126,6 +126,8 @@ class Pool:
         lease has ended."""
         self._serials = serials
         self._news: Sequence[Rect] = ()
+        self._complete = False
+        """There is memory for all credits, so that no lease can take the writer's last buffer."""
 
     @property
     def buffer_size(self) -> int:
@@ -139,6 +141,7 @@ class Pool:
         for offset in range(segment.first, segment.size - self.buffer_size + 1, self.buffer_size):
             pixels = segment.pixels(offset, self.width, self.height, self.stride)
             self.buffers.append(Buffer(segment, offset, pixels, self._everything()))
+        self._count()
 
     def retire(self, segments: Sequence[Segment]) -> None:
         """Never write these again. What is left must do for all readers."""
@@ -147,6 +150,7 @@ class Pool:
         self.version += 1
         self.retiring.update(segments)
         self.segments = [segment for segment in self.segments if segment not in self.retiring]
+        self._count()
 
     def collect(self) -> list[Segment]:
         """Retired segments that nobody looks into any more: they are the caller's again."""
@@ -155,6 +159,7 @@ class Pool:
         self.version += bool(gone)
         self.retiring &= kept
         self.buffers = [buffer for buffer in self.buffers if buffer.segment not in gone]
+        self._count()
         return list(gone)
 
     @property
@@ -258,11 +263,13 @@ class Pool:
         """A new reader; its first frame will be the whole surface. Credits 0: it never leases."""
         reader = Reader(credits, self._everything())
         self.readers.add(reader)
+        self._count()
         return reader
 
     def leave(self, reader: Reader) -> None:
         """The reader is gone, and with it its leases. Leaving twice is harmless."""
         self.readers.discard(reader)
+        self._count()
         for serial in list(reader.leases):
             self.release(reader, serial)
 
@@ -284,7 +291,7 @@ class Pool:
         """Whether it would be given a frame that is published now."""
         if not reader.ready:
             return False
-        if not reader.credits or self._complete_for(reader):
+        if not reader.credits or (self._complete and reader.segments.issuperset(self.segments)):
             return True
         buffer = self._next()
         return buffer is None or (buffer.segment in reader.segments and self._spare(buffer))
@@ -314,7 +321,7 @@ class Pool:
         While the pool is smaller than all credits together allow, readers can share a buffer that
         is leased already, but not lease ever different ones.
         """
-        if buffer.leases or buffer.segment in self.retiring:
+        if self._complete or buffer.leases or buffer.segment in self.retiring:
             return True
         writable = self._writable
         leased = sum(1 for other in writable if other.leases)
@@ -331,16 +338,16 @@ class Pool:
                 first = first or buffer
         return first
 
-    def _complete_for(self, reader: Reader) -> bool:
-        """Whether there is memory for all credits, and this reader sees all of it."""
-        return (
-            not self.retiring
-            and len(self.buffers) >= self._credits + 2
-            and reader.segments.issuperset(self.segments)
-        )
+    def _count(self) -> None:
+        """Buffers or readers have come or gone."""
+        self._complete = not self.retiring and len(self.buffers) >= self._credits + 2
 
     def _seen_by_all(self, buffer: Buffer) -> bool:
-        return all(buffer.segment in r.segments for r in self.readers if r.credits)
+        segment = buffer.segment
+        for reader in self.readers:
+            if reader.credits and segment not in reader.segments:
+                return False
+        return True
 
     def _everything(self) -> list[Rect]:
         return region.full(self.width, self.height)

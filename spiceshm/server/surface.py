@@ -26,6 +26,8 @@ log = logging.getLogger("spiceshm.server")
 FIRST_BUFFERS = 4
 """Buffers of a new surface: one shown, one being drawn, two for a reader to hold."""
 
+TURN_S = 0.001
+
 
 class Watcher(Protocol):
     """Somebody who wants to know of every new frame; must neither wait nor raise."""
@@ -58,6 +60,7 @@ class Surface:
         self._attach = attach
         self._drawing: Drawing | None = None
         self._changed = trio.Event()
+        self._next_turn = 0.0
         self._growing = 0
         self._forgotten: set[Segment] = set()
         self._closed = False
@@ -85,15 +88,16 @@ class Surface:
         ``rects`` is "all" or rectangles (top, left, bottom, right). The array stays yours. Raises
         ValueError if its shape or a rectangle does not fit the surface.
         """
-        wanted = (self.height, self.width, 4)
+        wanted = (self.pool.height, self.pool.width, 4)
         if not isinstance(pixels, np.ndarray):
             raise ValueError(f"pixels are no array but {type(pixels).__name__}")
         if pixels.shape != wanted or pixels.dtype != np.uint8:
             raise ValueError(f"pixels are {pixels.shape} of {pixels.dtype}, not {wanted} of uint8")
         with self.frame(rects) as frame:
+            shown = frame.pixels
             for top, left, bottom, right in frame.damage:
-                frame.pixels[top:bottom, left:right] = pixels[top:bottom, left:right]
-        return self.serial
+                shown[top:bottom, left:right] = pixels[top:bottom, left:right]
+        return self.pool.serial
 
     def frame(self, damage: Damage = "all") -> Drawing:
         """A frame to draw yourself, as a context manager; see `Drawing`.
@@ -104,7 +108,7 @@ class Surface:
             raise SpiceShmError("this surface was replaced or closed; draw on the new one")
         if self._drawing is not None:
             raise SpiceShmError("a frame of this surface is being drawn already")
-        rects = region.from_damage(damage, self.width, self.height)
+        rects = region.from_damage(damage, self.pool.width, self.pool.height)
         self._drawing = Drawing(self, self.pool.begin(rects), rects)
         return self._drawing
 
@@ -121,14 +125,28 @@ class Surface:
     # Pacing
 
     async def wanted(self) -> None:
-        """Wait until somebody would be sent a new frame at once. For pacing; never necessary."""
-        if self._somebody_ready():
+        """Wait until somebody would be sent a new frame at once. For pacing; never necessary.
+
+        Where it need not wait it lets other tasks run at most once a millisecond.
+        """
+        ready = self._somebody_ready()
+        if ready and trio.current_time() < self._next_turn:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        if ready:
             await trio.lowlevel.checkpoint()
-        while not self._somebody_ready():
+            ready = self._somebody_ready()
+        while not ready:
             await self._change()
+            ready = self._somebody_ready()
+        self._next_turn = trio.current_time() + TURN_S
 
     def _somebody_ready(self) -> bool:
-        return any(map(self.pool.wants, self.pool.readers))
+        wants = self.pool.wants
+        for reader in self.pool.readers:  # noqa: SIM110
+            if wants(reader):
+                return True
+        return False
 
     async def consumed(self, serial: int) -> None:
         """Wait until every reader of now has given back this frame or a newer one.

@@ -197,17 +197,21 @@ class Viewer:
             self._pumping = False
 
     def _step(self) -> None:
-        if self._machine.ready:
+        machine = self._machine
+        if machine.ready:
             surface = self._surface()
             if surface is not self._shown:
                 self._change(surface)
-            elif surface is not None and self._machine.shared and self._machine.refusal:
+            elif surface is not None and machine.refusal and machine.shared:
                 self._hide()
                 self._change(surface)
-            if self._shown is not None:
-                if self._machine.shared and self._version != self._shown.pool.version:
-                    self._offer(self._shown.pool)
-                self._send_frames(self._shown)
+            if self._shown is not None and self._reader is not None:
+                if machine.shared:
+                    if self._version != self._shown.pool.version:
+                        self._offer(self._shown.pool)
+                    self._lend_frames(self._shown, self._reader)
+                else:
+                    self._draw_frame(self._shown, self._reader)
         if parts := self._machine.data_to_send():
             self._stream.send_parts(parts)
 
@@ -340,39 +344,37 @@ class Viewer:
             if not reader.leases:
                 surface.leave(reader)
 
-    def _send_frames(self, surface: Surface) -> None:
-        assert self._reader is not None
-        pool = surface.pool
-        if self._machine.shared:
-            machine, reader = self._machine, self._reader
+    def _lend_frames(self, surface: Surface, reader: Reader) -> None:
+        machine = self._machine
+        may = machine.may_lend()
+        if may and reader.busy:
+            surface.resumed(reader)
+        while may and reader.damage and (frame := surface.pool.lend(reader)):
+            self._lent[frame.serial] = surface, reader, time.monotonic()
+            machine.lend(
+                self._ids[frame.buffer.segment],
+                frame.buffer.offset,
+                frame.serial,
+                frame.published,
+                shm.FLAG_FULL if frame.full else 0,
+                frame.rects,
+            )
+            self._sent(frame)
             may = machine.may_lend()
-            if may and reader.busy:
-                surface.resumed(reader)
-            while may and reader.damage and (frame := pool.lend(reader)):
-                self._lent[frame.serial] = surface, reader, time.monotonic()
-                machine.lend(
-                    self._ids[frame.buffer.segment],
-                    frame.buffer.offset,
-                    frame.serial,
-                    frame.published,
-                    shm.FLAG_FULL if frame.full else 0,
-                    frame.rects,
-                )
-                self._sent(frame)
-                may = machine.may_lend()
-            # Frames of an earlier surface use its credits, or its ACK is outstanding.
-            if not may and reader.ready:
-                reader.busy = True
-            return
+        # Frames of an earlier surface use its credits, or its ACK is outstanding.
+        if not may and reader.ready:
+            reader.busy = True
+
+    def _draw_frame(self, surface: Surface, reader: Reader) -> None:
         if self._on_its_way is not None and self._delivered():
-            surface.delivered(self._reader, self._on_its_way)
+            surface.delivered(reader, self._on_its_way)
             self._on_its_way = None
-        if frame := pool.read(self._reader):
+        if frame := surface.pool.read(reader):
             for rect in frame.rects:
                 self._machine.send(_draw_copy(frame.buffer.pixels, rect))
             self._sent(frame)
             self._update_ends = self._machine.acks.sent
-            self._reader.busy = True
+            reader.busy = True
             self._on_its_way = frame
 
     def _sent(self, frame: Frame) -> None:

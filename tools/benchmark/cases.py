@@ -189,6 +189,13 @@ def _with_slow() -> Iterator[tuple[str, Work]]:
         yield f"slow-{slow}", work
 
 
+def _unblocked() -> Iterator[tuple[str, Work]]:
+    one = Work(HD, tile(HD), pause_s=IDLE_PAUSE_S)
+    yield "publish-one", one
+    yield "publish-stopped", replace(one, stopped=1)
+    yield "publish-uneven", replace(one, slow=15, hold_s=0.04, uneven=True)
+
+
 def _pixels() -> Iterator[tuple[str, Work]]:
     for way in WAYS:
         yield f"tile-{way}", Work(HD, tile(HD), pause_s=IDLE_PAUSE_S, through=way)
@@ -198,12 +205,12 @@ def _pixels() -> Iterator[tuple[str, Work]]:
 def all_cases() -> dict[str, Case]:
     """Every case by name."""
     both = {*_QUICK, "window-8-two", "window-8-one", "size-4k", "size-vga"}
-    ours = {*both, "readers-8-shm", "readers-8-unix"}
+    ours = {*both, "readers-8-shm", "readers-8-unix", *(name for name, _ in _unblocked())}
     made: list[Case] = []
     for name, work in (*_paced(), *_windows(), *_sizes()):
         made.append(_floor_case(name, work, name in both))
         made.append(_ours_case(name, work, name in ours))
-    for name, work in (*_crowds(), *_with_slow(), *_pixels()):
+    for name, work in (*_crowds(), *_with_slow(), *_unblocked(), *_pixels()):
         made.append(_ours_case(name, work, name in ours))
     made += _others()
     return {case.name: case for case in made}
@@ -261,6 +268,13 @@ def _share_rows(way: str) -> Iterator[Row]:
         label = f"{count} reader{'s' * (count > 1)}: server CPU each"
         mine, other = f"readers-{count}-shm", f"readers-{count}-{way}"
         yield Row(label, mine, "server_cpu_per_delivery_us", other)
+
+
+def _publish_rows() -> Iterator[Row]:
+    for case, label in (("stopped", "a stopped reader"), ("uneven", "16 readers, uneven")):
+        for point in ("p50", "p99"):
+            measure = f"paint_{point}_us"
+            yield Row(f"{label}: {point}", f"publish-{case}", measure, "publish-one")
 
 
 def _cost_rows() -> Iterator[Row]:
@@ -394,6 +408,16 @@ TABLES = (
             Row("quick readers: frames/s", "slow-1", "deliveries_per_s", "slow-0", unit="/s"),
             Row("quick readers: published until seen", "slow-1", "seen_p50_us", "slow-0"),
         ),
+    ),
+    Table(
+        "publish",
+        "Publishing beside readers that are slow",
+        "How long surface.draw takes for one tile, from begin until it returns, whatever readers "
+        "do; 2 ms between updates, the producer on a core of its own. Stopped: one reader of two "
+        "is stopped by a signal. Uneven: 15 readers of 16 hold each frame for 0 to 40 ms.",
+        ("with", "one quick reader"),
+        "less",
+        tuple(_publish_rows()),
     ),
     Table(
         "cpu",

@@ -8,6 +8,9 @@ for so many seconds, and closes; readers look until then. Both note what they se
 from __future__ import annotations
 
 import mmap
+import os
+import random
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -41,10 +44,12 @@ _MARK = 0xFFFFFF
 
 @dataclass(frozen=True)
 class Produced:
-    """What the producer did in the measured time; ``begun[i]`` is when ``first + i`` was begun."""
+    """What the producer did in the measured time: update ``first + i`` was begun at ``begun[i]``,
+    and painting and publishing it took ``painted[i]`` ns."""
 
     first: int
     begun: NDArray[np.int64]
+    painted: NDArray[np.int64]
     start: int
     end: int
     cpu: int
@@ -88,18 +93,20 @@ async def _produce(
             await _paint_for(warmup, work, surface, paint)
             cpu, start = [cpu_ns(pid) for pid in readers], time.monotonic_ns()
             own, first = time.process_time_ns(), surface.serial + 1
-            begun = await _paint_for(seconds, work, surface, paint)
+            begun, painted = await _paint_for(seconds, work, surface, paint)
             end, own = time.monotonic_ns(), time.process_time_ns() - own
             used = sum(cpu_ns(pid) - before for pid, before in zip(readers, cpu, strict=True))
             await trio.sleep(_SETTLE_S + work.hold_s * bool(work.slow))
-        link.send(Produced(first, np.array(begun, np.int64), start, end, own, used))
+        times = np.array(begun, np.int64), np.array(painted, np.int64)
+        link.send(Produced(first, *times, start, end, own, used))
 
 
 async def _paint_for(
     seconds: float, work: Work, surface: Any, paint: Callable[[int], None]
-) -> list[int]:
-    """Make updates for a while; returns when each was begun."""
+) -> tuple[list[int], list[int]]:
+    """Make updates for a while; returns when each was begun, and how long it took."""
     begun: list[int] = []
+    painted: list[int] = []
     end = time.monotonic_ns() + int(seconds * 1e9)
     while True:
         if work.pause_s:
@@ -108,9 +115,10 @@ async def _paint_for(
             await surface.wanted()
         now = time.monotonic_ns()
         if now >= end and len(begun) >= _LEAST:
-            return begun
+            return begun, painted
         begun.append(now)
         paint(surface.serial + 1)
+        painted.append(time.monotonic_ns() - now)
 
 
 def _painter(work: Work, surface: Any) -> Callable[[int], None]:
@@ -156,6 +164,7 @@ def look(link: Connection, work: Work, address: str, hold_s: float) -> None:
 
 
 async def _look(link: Connection, work: Work, address: str, hold_s: float) -> None:
+    choose = random.Random(os.getpid())
     mirror = _page_aligned(work.size)
     shm: Literal["require", "off"] = "require" if work.through == "shm" else "off"
     serials: list[int] = []
@@ -170,7 +179,7 @@ async def _look(link: Connection, work: Work, address: str, hold_s: float) -> No
                 copied.append(time.monotonic_ns())
                 published.append(frame.published)
                 if hold_s:
-                    await trio.sleep(hold_s)
+                    await trio.sleep(choose.uniform(0, hold_s) if work.uneven else hold_s)
         except spiceshm.Disconnected:
             pass
         wire, pixels = display.wire_bytes - wire, display.pixel_bytes - pixels
@@ -202,12 +211,17 @@ def measure(work: Work, cores: Sequence[int], seconds: float, warmup: float) -> 
         wish = "tcp:127.0.0.1:0" if work.through == "tcp" else f"unix:{directory}/s"
         producer = start(produce, work, wish, seconds, warmup, cpu=first)
         address = producer.receive()
-        holds = [0.0] * work.readers + [work.hold_s] * work.slow
+        holds = [0.0] * work.readers + [work.hold_s] * work.slow + [0.0] * work.stopped
         readers: list[Worker] = [start(look, work, address, hold, cpu=second) for hold in holds]
         for reader in readers:
             reader.receive()
+        stopped = readers[len(readers) - work.stopped :]
+        for reader in stopped:
+            os.kill(reader.pid, signal.SIGSTOP)
         producer.send([reader.pid for reader in readers])
         produced: Produced = producer.receive(seconds + warmup)
+        for reader in stopped:
+            os.kill(reader.pid, signal.SIGCONT)
         seen: list[Seen] = [reader.receive() for reader in readers]
     return _joined(work, produced, seen[: work.readers])
 
@@ -234,6 +248,7 @@ def _joined(work: Work, produced: Produced, seen: Sequence[Seen]) -> Measures:
         "painted_bytes": float(work.painted_bytes),
     }
     measures |= latencies("done", np.concatenate(begun))
+    measures |= latencies("paint", produced.painted)
     if work.through == "shm":
         spans = [one.copied - one.published for one in timely]
         measures |= latencies("seen", np.concatenate(spans))

@@ -30,7 +30,8 @@ class Work:
     is measured but the handing over. With ``pause_s`` an update is made so long after the last one,
     otherwise as soon as a reader wants one. ``step`` moves the rectangles to the right with every
     update. ``cores`` is "two" (each end on one of its own), "one" (both on the same) or "any".
-    ``slow`` readers more than ``readers`` hold each frame for ``hold_s``.
+    ``slow`` readers more than ``readers`` hold each frame for ``hold_s``, or with ``uneven`` for
+    random times up to that; ``stopped`` ones more are stopped by a signal once they have connected.
     """
 
     size: tuple[int, int]
@@ -43,6 +44,8 @@ class Work:
     readers: int = 1
     slow: int = 0
     hold_s: float = 0.1
+    uneven: bool = False
+    stopped: int = 0
     through: Literal["shm", "unix", "tcp"] = "shm"
 
     @property
