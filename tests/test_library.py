@@ -660,6 +660,35 @@ async def test_a_surface_that_was_replaced_is_not_drawn_on(address: str) -> None
             surface.draw(picture(1))
 
 
+async def test_publishing_waits_for_nobody_makes_no_memory_and_sends_once_to_who_has_a_credit(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address, credits=1) as (display, surface, remote):
+        async with spiceshm.connect(address, credits=1), spiceshm.connect(address, credits=8):
+            await next_frame(remote)
+            await asked_again(lambda: accepted(surface))
+            surface.draw(picture(1))
+            surface.draw(picture(2))
+            await trio.testing.wait_all_tasks_blocked()
+            # Two clients hold the one frame that they may, the third one of eight.
+            sent: list[str] = []
+            send = Stream._try_send
+
+            def noted(stream: Stream, *what: object) -> object:
+                sent.append(stream.peer)
+                return send(stream, *what)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(Stream, "_try_send", noted)
+            monkeypatch.setattr(Segment, "__init__", None)
+            memory = display.shm_bytes
+            for step in range(3, 12):
+                surface.draw(picture(step))
+            assert display.shm_bytes == memory
+            assert len(sent) == 7
+            stats = [viewer.stats for viewer in display.viewers]
+            assert sorted(one.held_frames for one in stats) == [1, 1, 8]
+
+
 # Who reads the channel
 
 

@@ -251,6 +251,7 @@ class World:
         self.frames_left, memories, self.truth, self.ended = own
         self.memories = list(memories)
         pool._serials = itertools.count(pool.serial + 1)
+        pool._count()
 
     def key(self) -> Any:
         """What tells states apart; serials only by their order, buffers by their place."""

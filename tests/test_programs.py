@@ -521,6 +521,44 @@ def test_a_client_that_is_interrupted_while_it_waits(place: Path) -> None:
             assert client.errors == ""
 
 
+def test_the_server_tells_how_its_clients_do() -> None:
+    shapes = ("--surface", "64x48", "--fps", "200", "--stats", "--stats-json")
+    with serving(*shapes) as server:
+        watch = command("client", "--stats", server.address)
+        refuse = command("client", "--stats", "--no-shm", server.address)
+        with Program(watch) as one, Program(refuse):
+
+            def both_seen() -> dict[str, Any] | None:
+                told: dict[str, Any] = json.loads(server.line())
+                return told if sum(c["frames"] > 0 for c in told["clients"]) == 2 else None
+
+            told = until(both_seen)
+            assert told["serial"] > 0
+            assert told["fps"] > 0
+            assert told["copied_bytes"] > 0
+            assert told["shm_bytes"] > 4 * 64 * 48 * 4
+            shared, drawn = sorted(told["clients"], key=lambda client: not client["shm"])
+            assert shared["reason"] is None
+            assert drawn["reason"] == "the client does not want shared memory"
+            assert str(one.pid) in shared["peer"]
+            for client in told["clients"]:
+                assert client["bytes_sent"] > 0
+                assert client["held_frames"] <= 2
+                assert client["lag_frames"] >= 0
+                assert client["coalesced"] >= 0
+            one.send(signal.SIGSTOP)
+
+            def held() -> dict[str, Any] | None:
+                mine = [c for c in json.loads(server.line())["clients"] if c["shm"]]
+                return mine[0] if mine[0]["held_frames"] == 2 and mine[0]["held_s"] > 1 else None
+
+            stuck = until(held)
+            assert stuck["lag_frames"] > 100
+            one.send(signal.SIGCONT)
+            until(lambda: "frames coalesced   lag  held" in server.errors)
+            assert f"shared  {shared['peer']}" in server.errors
+
+
 def test_a_client_that_is_killed_is_not_missed() -> None:
     with serving("--surface", "64x48", "--fps", "200") as server:
         before = sockets(server.pid)

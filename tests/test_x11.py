@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,6 @@ from .xvfb import environment, run, xvfb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from spiceshm.client import Frames, RemoteDisplay
 
@@ -229,6 +229,25 @@ def frame_buffer_file(path: Path) -> np.ndarray:
     size, height, stride, colours = header[0], header[5], header[12], header[19]
     memory = np.memmap(path, np.uint8, "r", offset=size + colours * 12)
     return memory[: height * stride].reshape(height, stride // 4, 4)
+
+
+def test_a_still_desktop_that_nobody_watches_costs_nothing(tmp_path: Path) -> None:
+    def switches(pid: int) -> int:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    with xvfb(640, 480, 24) as display:
+        command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--stats-json"]
+        command += ["--source", "x11", "--display", display, "--listen", f"unix:{tmp_path}/s"]
+        with process(*command) as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            told = [json.loads(server.stdout.readline())]
+            before = switches(server.pid)
+            told += [json.loads(server.stdout.readline()) for _ in range(3)]
+            woken = switches(server.pid) - before
+    assert {(line["serial"], line["copied_bytes"]) for line in told} == {(1, 0)}
+    assert woken < 30  # three times for the lines that it printed
 
 
 def test_no_such_display() -> None:

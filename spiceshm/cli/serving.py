@@ -96,7 +96,12 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
         fps, before = (serial - before) / STATS_S, serial
         viewers = [viewer.stats for viewer in display.viewers]
         if arguments.stats_json:
-            summary = {"serial": serial, "fps": fps, "shm_bytes": display.shm_bytes}
+            summary = {
+                "serial": serial,
+                "fps": fps,
+                "shm_bytes": display.shm_bytes,
+                "copied_bytes": display.surface.copied_bytes if display.surface else 0,
+            }
             print(json.dumps({**summary, "clients": [asdict(v) for v in viewers]}), flush=True)
         if arguments.stats:
             print(_table(viewers, fps, display.shm_bytes), file=sys.stderr, flush=True)

@@ -121,6 +121,8 @@ class Pool:
         self.published = 0
         self.version = 0
         """Rises whenever a segment comes or goes."""
+        self.carried = 0
+        """Pixels copied from the current buffer to the one that is drawn next, so far."""
         self.starved = False
         """A reader was refused a frame so that the writer keeps its buffers: try again when some
         lease has ended."""
@@ -192,6 +194,7 @@ class Pool:
         buffer.state = BufferState.WRITING
         stale = region.subtract(buffer.missed, damage)
         for top, left, bottom, right in stale:
+            self.carried += (bottom - top) * (right - left)
             buffer.words[top:bottom, left:right] = (
                 # Before the first frame the picture is black, whatever was drawn and abandoned.
                 0 if self.current is None else self.current.words[top:bottom, left:right]

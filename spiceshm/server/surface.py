@@ -61,6 +61,7 @@ class Surface:
         self._drawing: Drawing | None = None
         self._changed = trio.Event()
         self._next_turn = 0.0
+        self._drawn = 0
         self._growing = 0
         self._forgotten: set[Segment] = set()
         self._closed = False
@@ -80,6 +81,12 @@ class Surface:
         """The serial of the newest frame, 0 before the first."""
         return self.pool.serial
 
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of pixels copied so far: what `draw` was given, and what was carried forward from
+        one buffer to the next. Nothing else copies; what is drawn in place counts as nothing."""
+        return (self._drawn + self.pool.carried) * 4
+
     # Drawing
 
     def draw(self, pixels: NDArray[np.uint8], rects: Damage = "all") -> int:
@@ -97,6 +104,7 @@ class Surface:
             shown = frame.pixels
             for top, left, bottom, right in frame.damage:
                 shown[top:bottom, left:right] = pixels[top:bottom, left:right]
+                self._drawn += (bottom - top) * (right - left)
         return self.pool.serial
 
     def frame(self, damage: Damage = "all") -> Drawing:
