@@ -10,6 +10,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import spiceshm
 
@@ -22,7 +24,7 @@ def outside(surface: spiceshm.Surface, picture: Picture, damage: list[Rect]) -> 
     """Draws where it named no damage: mirrors differ from the frame."""
     with surface.frame(damage) as frame:
         frame.pixels[:] = picture.pixels
-        frame.pixels[picture.height // 2, 3:-2] ^= 0x40
+        frame.pixels[picture.height // 2, 3:-2] = np.frombuffer(os.urandom(4), np.uint8)
 
 
 def unnamed(surface: spiceshm.Surface, picture: Picture, damage: list[Rect]) -> None:

@@ -51,6 +51,7 @@ def _options() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--minutes", type=_positive, metavar="M", help="how long (default: 10)")
     add("--frames", type=int, metavar="N", help="instead: until N frames were checked")
+    add("--visits", type=int, default=0, metavar="N", help="and until N readers have come")
     add("--readers", type=int, default=8, metavar="N", help="at a time (default: 8)")
     add("--seed", metavar="S", help="of all that is random (default: another one each time)")
     add("--json", action="store_true", help="at the end one JSON object on stdout")
@@ -84,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = options.parse_args(words)
     if arguments.readers < 1 or (arguments.frames is not None and arguments.frames < 1):
         options.error("--readers and --frames are whole numbers above 0")
-    if arguments.frames and (arguments.minutes or arguments.broken):
+    if arguments.frames and (arguments.minutes or arguments.visits or arguments.broken):
         options.error("--frames goes with --seed and --json only")
     seed = arguments.seed or secrets.token_hex(4)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -109,7 +110,14 @@ def _run(arguments: argparse.Namespace, seed: str) -> Result:
             lambda line: print(f"{time.monotonic() - start:5.0f} s  {line}", file=sys.stderr),
         )
     seconds = 60 * (arguments.minutes or 10)
-    return Soak(seconds, arguments.readers, seed, arguments.broken, Progress(seconds)).run()
+    return Soak(
+        seconds,
+        arguments.readers,
+        seed,
+        visits=arguments.visits,
+        broken=arguments.broken,
+        tell=Progress(seconds),
+    ).run()
 
 
 def _print(result: Result, *, as_json: bool) -> None:

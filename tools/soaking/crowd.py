@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 KINDS = {
     "brief": (8, 5.0, 5.0),
-    "fast": (6, 0.1, 3.0),
-    "slow": (6, 0.1, 3.0),
-    "silent": (3, 0.5, 4.0),
+    "fast": (6, 0.1, 2.0),
+    "slow": (6, 0.1, 2.0),
+    "silent": (3, 0.5, 3.0),
     "leaking": (1, 6.5, 7.5),
     "ordinary": (3, 0.1, 2.0),
     "ordinary-slow": (2, 0.1, 2.0),
@@ -95,8 +95,11 @@ class Crowd:
         return member
 
     def _plan(self) -> Plan:
-        kinds, weights = zip(*((kind, row[0]) for kind, row in KINDS.items()), strict=True)
-        [kind] = self._choose.choices(kinds, weights)
+        kinds = list(KINDS)
+        if self.counts["readers"] < len(kinds):  # one of each, to begin with
+            kind = kinds[self.counts["readers"]]
+        else:
+            [kind] = self._choose.choices(kinds, [row[0] for row in KINDS.values()])
         seconds = self._choose.uniform(*KINDS[kind][1:])
         return Plan(kind, seconds, self._choose.randint(1, 8), str(self._choose.random()))
 

@@ -13,7 +13,7 @@ a newer one shows too.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _KEY = 0x3C96A5
 _COLOUR = 0xFFFFFF
-_UNTOUCHED = 0x5A
+_UNTOUCHED = 0x5A5A5A5A
 _MOST_RECTS = 90
 """More than damage may have, so that some of it is merged."""
 
@@ -40,7 +40,7 @@ class Picture:
         self.width = width
         self.height = height
         self.pixels = np.zeros((height, width, 4), np.uint8)
-        self._words = self.pixels.view(np.uint32)[:, :, 0]
+        self._words = as_words(self.pixels)
         self._choose = choose
         self._new = True
 
@@ -72,6 +72,11 @@ class Picture:
         top = self._choose.randint(0, self.height - height)
         left = self._choose.randint(0, self.width - width)
         return (top, left, top + height, left + width)
+
+
+def as_words(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """One number a pixel: (height, width)."""
+    return pixels.view(np.uint32)[:, :, 0]
 
 
 def read_number(words: NDArray[np.uint32]) -> int | None:
@@ -118,7 +123,7 @@ class Eye:
 
     def __init__(self) -> None:
         self.tally = Tally()
-        self._mirror = np.zeros((0, 0, 4), np.uint8)
+        self._mirror = np.zeros((0, 0), np.uint32)
         self._number = 0
 
     def saw(self, frame: spiceshm.Frame, *, whole: bool = True) -> None:
@@ -126,18 +131,18 @@ class Eye:
 
         Not ``whole``: it is from ordinary SPICE, which has no frames, and may show half an update.
         """
-        pixels, tally = frame.pixels, self.tally
+        words, tally = as_words(frame.pixels), self.tally
         tally.frames += 1
         if frame.full:
-            self._mirror = np.full(pixels.shape, _UNTOUCHED, np.uint8)
-        if self._mirror.shape == pixels.shape:
+            self._mirror = np.full(words.shape, _UNTOUCHED, np.uint32)
+        if self._mirror.shape == words.shape:
             for top, left, bottom, right in frame.rects.tolist():
-                self._mirror[top:bottom, left:right] = pixels[top:bottom, left:right]
-        if not np.array_equal(self._mirror, pixels):
+                self._mirror[top:bottom, left:right] = words[top:bottom, left:right]
+        if not np.array_equal(self._mirror, words):
             tally.lost += 1
-            self._mirror = pixels.copy()  # what is lost once is counted once
+            self._mirror = words.copy()  # what is lost once is counted once
         if whole:
-            self._read(pixels.view(np.uint32)[:, :, 0])
+            self._read(words)
 
     def _read(self, words: NDArray[np.uint32]) -> None:
         number = read_number(words)
@@ -148,9 +153,10 @@ class Eye:
         self.tally.backwards += number < self._number
         self._number = number
 
-    def look_again(
-        self, pixels: NDArray[np.uint8], before: NDArray[np.uint8] | None = None
-    ) -> None:
-        """Check that a frame that was held is what it was ``before``, or when it was seen last."""
-        earlier = self._mirror if before is None else before
-        self.tally.changed += not np.array_equal(pixels, earlier)
+    def look_again(self, frame: spiceshm.Frame) -> None:
+        """Check that the frame that was seen last, and held, is still the same."""
+        self.compare(as_words(frame.pixels), self._mirror)
+
+    def compare(self, pixels: NDArray[Any], before: NDArray[Any]) -> None:
+        """Check that what was held is what it was before."""
+        self.tally.changed += not np.array_equal(pixels, before)

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import signal

@@ -73,7 +73,7 @@ async def slow(it: Looking) -> None:
     while True:
         frame = await it.next()
         await trio.sleep(it.choose.choice((0.001, 0.01, 0.05, 0.2)) * it.choose.random())
-        it.eye.look_again(frame.pixels)
+        it.eye.look_again(frame)
 
 
 async def leaking(it: Looking) -> None:
@@ -87,7 +87,7 @@ async def leaking(it: Looking) -> None:
         except spiceshm.FramesHeld:
             pass
         while held:
-            it.eye.look_again(*held.pop())
+            it.eye.compare(*held.pop())
 
 
 async def silent(it: Looking) -> None:
@@ -96,7 +96,7 @@ async def silent(it: Looking) -> None:
         frame = await it.next()
         it.tell(now=True)
         it.link.poll(it.choose.uniform(0.1, 1.5))  # the whole process
-        it.eye.look_again(frame.pixels)
+        it.eye.look_again(frame)
         for _ in range(10):
             await it.next()
 

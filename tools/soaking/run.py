@@ -39,7 +39,7 @@ PHASES = (
 _PHASE_S = 6.0
 _FROZEN_FRAMES = 200
 _ENOUGH_FRAMES = 200
-_BROKEN_PATIENCE_S = 3.0
+_BROKEN_PATIENCE_S = 1.0
 _GROWTH = 64_000_000
 """Private memory that a server may gain between the second phase and the last one."""
 
@@ -118,11 +118,15 @@ def place() -> Iterator[tuple[Path, str]]:
 
 @dataclass
 class Soak:
-    """One run. ``tell`` is told of the progress: seconds, phase, figures."""
+    """One run, for ``seconds``, and until so many ``visits`` were paid by readers.
+
+    ``tell`` is told of the progress: seconds, phase, figures.
+    """
 
     seconds: float
     readers: int
     seed: str
+    visits: int = 0
     broken: str | None = None
     tell: Callable[[float, str, dict[str, Any]], None] = lambda *_: None
 
@@ -158,7 +162,7 @@ class Soak:
                 self._phases(server, crowd)
             except KeyboardInterrupt:
                 self.result.interrupted = True
-            self._everybody_leaves(server, crowd)
+            self._everybody_leaves(crowd)
             self._nothing_is_left(server, before)
             self._judge(server.ask("report"), crowd)
             server.end()
@@ -170,11 +174,11 @@ class Soak:
     def _phases(self, server: Server, crowd: Crowd) -> None:
         length = min(_PHASE_S, self.seconds / len(PHASES))
         at = 0
-        while self._spent < self.seconds and not self._found(crowd):
+        while not self._done(crowd):
             phase = PHASES[at % len(PHASES)]
             server.enter(phase)
-            end = min(self.seconds, self._spent + length)
-            self._for_a_while(server, crowd, phase, self._spent + length / 2)
+            end = self._spent + length
+            self._for_a_while(server, crowd, phase, end - length / 2)
             if not self._found(crowd):
                 self._frozen(server, crowd)
             self._for_a_while(server, crowd, phase, end)
@@ -185,6 +189,10 @@ class Soak:
     @property
     def _spent(self) -> float:
         return time.monotonic() - self._start
+
+    def _done(self, crowd: Crowd) -> bool:
+        enough = self._spent >= self.seconds and crowd.counts["readers"] >= self.visits
+        return enough or self._found(crowd)
 
     def _found(self, crowd: Crowd) -> bool:
         """Whether a writer that is wrong on purpose has shown what is wrong with it."""
@@ -217,14 +225,9 @@ class Soak:
         finally:
             crowd.thaw()
 
-    def _everybody_leaves(self, server: Server, crowd: Crowd) -> None:
+    def _everybody_leaves(self, crowd: Crowd) -> None:
         crowd.dismiss()
-        end = time.monotonic() + PATIENCE_S
-        while crowd.members:
-            crowd.tick(replace=False)
-            if time.monotonic() > end:
-                kinds = [member.plan.kind for member in crowd.members]
-                raise Broken(f"readers did not leave when told: {', '.join(kinds)}")
+        _tick_until(crowd, lambda: not crowd.members, "readers to leave when told")
 
     def _nothing_is_left(self, server: Server, before: dict[str, Any]) -> None:
         """In the mode of the beginning the server must hold what it held there."""
@@ -294,9 +297,9 @@ class Soak:
             kinds = [kind for kind in KINDS if kind != "brief"]
             for kind in kinds:
                 crowd.start(Plan(kind, PATIENCE_S, 3, self.seed), spared=True)
-            self._until(crowd, lambda: all(m.tally.frames for m in crowd.members), "first frames")
+            _tick_until(crowd, lambda: all(m.tally.frames for m in crowd.members), "first frames")
             server.child.signal(signal.SIGKILL)
-            self._until(crowd, lambda: not crowd.members, "readers to notice that it is gone")
+            _tick_until(crowd, lambda: not crowd.members, "readers to notice that it is gone")
             self.result.failures += crowd.failures
             self.result.check_tally(crowd.tally)
             if crowd.counts["disconnected"] != len(kinds):
@@ -307,12 +310,14 @@ class Soak:
             crowd.close()
             server.child.close()
 
-    def _until(self, crowd: Crowd, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while not condition():
-            crowd.tick(replace=False)
-            if time.monotonic() > end:
-                raise Broken(f"waited {PATIENCE_S:g} s for {what}")
+
+def _tick_until(crowd: Crowd, condition: Callable[[], bool], what: str) -> None:
+    """Let the crowd go on, without replacing anybody, until something is so."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        crowd.tick(replace=False)
+        if time.monotonic() > end:
+            raise Broken(f"waited {PATIENCE_S:g} s for {what}")
 
 
 def steady(frames: int, seed: str, tell: Callable[[str], None]) -> Result:
@@ -351,7 +356,7 @@ def _steady(address: str, readers: int, frames: int, result: Result) -> dict[str
                 raise Broken(f"no frame within {PATIENCE_S:g} s")
             crowd.tick(replace=False)
         crowd.dismiss()
-        until(lambda: crowd.tick(replace=False) or not crowd.members, "readers to leave")
+        _tick_until(crowd, lambda: not crowd.members, "readers to leave")
         report = server.ask("report")
         server.end()
     finally:
