@@ -129,7 +129,8 @@ class Stream:
         """Send as much as the kernel takes now and keep the rest in order. Never waits.
 
         ``descriptors`` travel with the first byte of ``data``, in a sendmsg of its own, and are
-        closed once they are sent. Raises Disconnected if the peer is gone.
+        closed once they are sent. Where the kernel has too many on their way already the bytes go
+        without them. Raises Disconnected if the peer is gone.
         """
         if self._unsent:
             self._unsent.append((memoryview(data), tuple(descriptors)))
@@ -179,7 +180,14 @@ class Stream:
     def _send_with(self, data: bytes | memoryview, descriptors: tuple[Descriptor, ...]) -> int:
         numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
-        return self._socket.sendmsg([data], rights, _NO_SIGNAL)
+        try:
+            return self._socket.sendmsg([data], rights, _NO_SIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # Too many are on their way to peers that do not read, all of this user's together. This
+            # peer may read well: it gets the bytes, and can say that nothing came with them.
+            return self._socket.send(data, _NO_SIGNAL)
 
     async def flush_when_writable(self) -> None:
         """Write what `send` had to keep, whenever the peer reads again; runs until cancelled.
@@ -315,8 +323,8 @@ def _close_all(descriptors: Sequence[Descriptor]) -> None:
 def _lost(error: Exception) -> Disconnected:
     """Whatever a system call says of a peer or a socket, for us that connection is over.
 
-    Not only of a peer that is gone: a descriptor may be refused too (ETOOMANYREFS where too many
-    are on their way to peers that do not read), and that must end one connection, nothing else.
+    Not only of a peer that is gone: a descriptor may be refused too, and that must end one
+    connection, nothing else.
     """
     if isinstance(error, trio.ClosedResourceError):
         return Disconnected("the connection was closed here")
