@@ -219,7 +219,7 @@ class Viewer:
         """Show another surface; returns without having done it while replies are awaited."""
         if self._shown is not None:
             self._hide()
-        if surface is None:
+        if surface is None or self._is_silent:
             return
         if self._may_share():
             self._offer(surface.pool)
@@ -236,13 +236,25 @@ class Viewer:
         ordinary = self._machine.state in (State.ORDINARY, State.ORDINARY_EMPTY)
         return self._no_sharing is None and self._machine.refusal is None and not ordinary
 
+    @property
+    def _is_silent(self) -> bool:
+        """Whether a client that shares memory has not answered later offers yet."""
+        return self._machine.shared and bool(self._tokens)
+
     def _offer(self, pool: Pool) -> None:
-        """Offer the segments that this client does not know yet, and only those."""
+        """Offer the segments that this client does not know yet, and only those.
+
+        But none while it owes us replies: descriptors on their way are counted for all of a user's
+        connections together, so one that does not read would take them from the others.
+        """
         self._version = pool.version
         for segment in self._ids.keys() - {*pool.segments, *pool.retiring}:
             self._machine.send(shm.ShmWithdraw(self._ids.pop(segment)))
             if self._reader is not None:
                 self._reader.segments.discard(segment)
+        if self._is_silent:
+            self._version = -1
+            return
         for segment in pool.segments:
             if segment in self._ids:
                 continue
