@@ -125,6 +125,8 @@ class Display:
                 log.warning(
                     "%s: %s channel closed: %s", stream.peer, channel, str(error) or "too slow"
                 )
+            except MemoryError:
+                log.warning("%s: %s channel closed: no memory is left", stream.peer, channel)
             finally:
                 self._connections -= 1
 

@@ -247,7 +247,7 @@ class Surface:
         """
         buffers = self.pool.missing_with(0, all_new=True)
         self._budget.take(self._size_of(buffers))
-        segment = await trio.to_thread.run_sync(self._new_segment, buffers)
+        segment = await self._segment_from_thread(buffers)
         if self._closed:
             self._drop(segment)
             return
@@ -264,7 +264,7 @@ class Surface:
             while missing := self._missing():
                 self._growing = missing
                 self._budget.take(self._size_of(missing))
-                segment = await trio.to_thread.run_sync(self._new_segment, missing)
+                segment = await self._segment_from_thread(missing)
                 if not self._missing():  # those who wanted it are gone
                     self._drop(segment)
                     break
@@ -287,6 +287,24 @@ class Surface:
 
     def _size_of(self, buffers: int) -> int:
         return Segment.size_for(buffers * self.pool.buffer_size)
+
+    async def _segment_from_thread(self, buffers: int) -> Segment:
+        """`_new_segment` in a thread. Where none can be started that is memory refused too."""
+        begun = False
+
+        def make() -> Segment:
+            nonlocal begun
+            begun = True
+            return self._new_segment(buffers)
+
+        try:
+            return await trio.to_thread.run_sync(make)
+        except (RuntimeError, MemoryError) as error:
+            if begun and isinstance(error, RuntimeError):
+                raise
+            if not begun:
+                self._budget.give(self._size_of(buffers))
+            raise MemoryRefused(f"cannot make shared memory: {error or 'no memory'}") from None
 
     def _new_segment(self, buffers: int) -> Segment:
         """Make memory that the budget has been asked for; on failure the budget has it back."""

@@ -148,7 +148,7 @@ class Viewer:
             return
         try:
             self._pump()
-        except SpiceShmError as error:
+        except (SpiceShmError, MemoryError) as error:
             self._failure = error
             self._scope.cancel()
 

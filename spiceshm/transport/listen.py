@@ -68,7 +68,13 @@ class Listener:
                 # Errors of the newcomer's own network are told here too.
                 await trio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            nursery.start_soon(handle, Stream(sock, self._peer_of(sock)))
+            try:
+                stream = Stream(sock, self._peer_of(sock))
+            except MemoryError:
+                sock.close()
+                await trio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            nursery.start_soon(handle, stream)
 
     def _peer_of(self, sock: socket.socket) -> str:
         if isinstance(self.address, TcpAddress):
