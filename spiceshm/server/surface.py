@@ -304,7 +304,7 @@ class Surface:
                 raise
             if not begun:
                 self._budget.give(self._size_of(buffers))
-            raise MemoryRefused(f"cannot make shared memory: {error or 'no memory'}") from None
+            raise MemoryRefused(f"cannot make shared memory: {str(error) or 'no memory'}") from None
 
     def _new_segment(self, buffers: int) -> Segment:
         """Make memory that the budget has been asked for; on failure the budget has it back."""
