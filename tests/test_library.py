@@ -555,6 +555,36 @@ async def test_memory_grows_and_shrinks_with_the_readers(address: str) -> None:
         assert remote.segment_bytes == display.shm_bytes
 
 
+async def test_many_readers_do_not_make_too_many_segments(address: str) -> None:
+    async with spiceshm.serve(address) as display:
+        surface = display.create_surface(WIDTH, HEIGHT)
+        with trio.fail_after(10):
+            readers = []
+            for _ in range(128):
+                readers.append(surface.join(credits=2))
+                while surface.pool.missing_with(0):
+                    await trio.sleep(0.001)
+        assert len(surface.pool.segments) <= 45
+        for reader in readers:
+            surface.leave(reader)
+        assert display.shm_bytes == surface.pool.segments[0].size
+
+
+async def test_a_surface_is_never_in_more_pieces_than_a_connection_can_know(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with spiceshm.serve(address) as display:
+        surface = display.create_surface(WIDTH, HEIGHT)
+        with trio.fail_after(10):
+            while not caplog.text:  # there is never room for more than one buffer more
+                display._budget.limit = display.shm_bytes + surface._size_of(1)
+                surface.join(credits=1)
+                while surface._growing:
+                    await trio.sleep(0.001)
+        assert "it lies in 60 pieces already" in caplog.text
+        assert len(surface.pool.segments) == 60
+
+
 async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture) -> None:
     size = WIDTH * HEIGHT * 4
     async with spiceshm.serve(address, shm_limit=8 * size) as display:

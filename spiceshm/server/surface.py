@@ -27,6 +27,9 @@ FIRST_BUFFERS = 4
 """Buffers of a new surface: one shown, one being drawn, two for a reader to hold."""
 
 TURN_S = 0.001
+MANY_SEGMENTS = 16
+"""Above so many, new ones are made larger than need be, so that they do not become too many."""
+MOST_SEGMENTS = 60
 
 
 class Watcher(Protocol):
@@ -262,6 +265,7 @@ class Surface:
     async def _grow(self) -> None:
         try:
             while missing := self._missing():
+                missing = self._step(missing)
                 self._growing = missing
                 self._budget.take(self._size_of(missing))
                 segment = await self._segment_from_thread(missing)
@@ -276,6 +280,19 @@ class Surface:
         finally:
             self._growing = 0
         self._shrink()
+
+    def _step(self, missing: int) -> int:
+        """How many buffers to make where some are missing.
+
+        A connection knows 64 segments at most, so where many readers came one by one each step is
+        an eighth of all buffers at least, if there is room for that. Raises MemoryRefused.
+        """
+        if len(self.pool.segments) < MANY_SEGMENTS:
+            return missing
+        if len(self.pool.segments) >= MOST_SEGMENTS:
+            raise MemoryRefused(f"it lies in {MOST_SEGMENTS} pieces already")
+        more = max(missing, len(self.pool.buffers) // 8)
+        return more if self._budget.allows(self._size_of(more)) else missing
 
     def _shrink(self) -> None:
         if not self._growing:
