@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -840,6 +840,95 @@ def test_surface_0_is_alone_in_shared_memory_mode(message: Message) -> None:
             pair.server.send(message)
         with pytest.raises(RemoteProtocolError):
             pair.client.receive_data(framed(message))
+
+
+# The quick way and the one by the table
+
+
+PLACES = st.sampled_from([0, 4, 8192, SIZE - 4])
+SERIALS = st.integers(4, 9)
+
+
+@st.composite
+def from_the_server(choose: st.DrawFn) -> bytes:
+    """A message that may come in shared memory mode, or something like it."""
+    rect = choose(st.sampled_from([(0, 0, HEIGHT, WIDTH), (1, 2, 3, 4), (0, 0, 0, 0)]))
+    segment = choose(st.sampled_from([1, 1, 1, 2]))
+    new = damage(choose(SERIALS), rect, segment_id=segment, offset=choose(PLACES))
+    other = st.sampled_from([new, display.Mark(), base.SetAck(7, 2), base.Ping(1, 2)])
+    if choose(st.booleans()):
+        return framed(new)
+    return choose(st.one_of(other.map(framed), st.binary(min_size=6, max_size=8)))
+
+
+@st.composite
+def from_the_client(choose: st.DrawFn) -> bytes:
+    handled = framed(shm.ShmDamageHandled(choose(st.sampled_from([0, 0, 0, 1])), choose(SERIALS)))
+    if choose(st.booleans()):
+        return handled
+    return choose(st.sampled_from([framed(base.Ack()), framed(base.Pong(1, 2)), handled[:9]]))
+
+
+def what_becomes(machine: ClientDisplay | ServerDisplay, parts: list[bytes]) -> list[object]:
+    """All that can be seen of a machine that reads these."""
+    seen: list[object] = []
+    try:
+        for part in parts:
+            seen.append([str(message) for message in machine.receive_data(part)])
+    except RemoteProtocolError as error:
+        seen.append(str(error))
+    out = [part.data for part in machine.data_to_send()]
+    return [*seen, out, machine.leases, machine.state, machine.acks.delivered, machine.acks.sent]
+
+
+@settings(max_examples=300)
+@given(messages=st.lists(from_the_server(), max_size=6), cuts=st.lists(st.integers(0, 400)))
+def test_what_a_client_reads_quickly_is_what_it_reads(
+    messages: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(messages)
+    parts = [part for part, _ in pieces(data, sorted(cut for cut in cuts if cut < len(data)), {})]
+    quick, slow = at(State.SHARED), at(State.SHARED)
+    slow.client._tracing = True
+    assert what_becomes(quick.client, parts) == what_becomes(slow.client, parts)
+
+
+@settings(max_examples=300)
+@given(messages=st.lists(from_the_client(), max_size=6), cuts=st.lists(st.integers(0, 200)))
+def test_what_a_server_reads_quickly_is_what_it_reads(
+    messages: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(messages)
+    parts = [part for part, _ in pieces(data, sorted(cut for cut in cuts if cut < len(data)), {})]
+    quick, slow = at(State.SHARED), at(State.SHARED)
+    for pair in (quick, slow):
+        pair.server_sends(damage(6))
+    slow.server._tracing = True
+    assert what_becomes(quick.server, parts) == what_becomes(slow.server, parts)
+
+
+@pytest.mark.parametrize("mini", [True, False])
+@pytest.mark.parametrize("state", [State.SHARED, State.SHARED_EMPTY, State.ORDINARY])
+@pytest.mark.parametrize(("segment", "serial"), [(1, 6), (1, 5), (2, 6)])
+def test_what_a_server_lends_quickly_is_what_it_sends(
+    mini: bool, state: State, segment: int, serial: int
+) -> None:
+    new = damage(serial, (1, 2, 3, 4), (5, 6, 7, 8), segment_id=segment, offset=8192)
+    quick, slow = at(state, mini=mini).server, at(state, mini=mini).server
+
+    def lend() -> None:
+        quick.lend(segment, 8192, serial, 0, 0, new.rects.tolist())
+
+    for _ in range(3):  # there is one credit left
+        told = []
+        for way in (lend, lambda: slow.send(new)):
+            try:
+                way()
+                told.append("sent")
+            except LocalProtocolError as error:
+                told.append(str(error))
+        assert told[0] == told[1]
+        assert what_becomes(quick, []) == what_becomes(slow, [])
 
 
 # Descriptors

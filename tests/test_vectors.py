@@ -186,10 +186,8 @@ def test_golden(row: Row) -> None:
         assert parsed.packed == body
 
     if issubclass(kind, Message):
-        for data in (body, memoryview(b"?" + body)[1:]):
-            assert not unlike(hot.parse(kind, data), made)
         assert hot.pack(made) == made.packed
-        assert hot.pack(hot.parse(kind, body)) == made.packed
+        assert hot.pack(kind.parse(memoryview(b"?" + body)[1:])) == made.packed
     descriptor = kind is ShmOffer and made.handle == shm.HANDLE_DESCRIPTOR
     assert row["fds"] == int(descriptor)
 
@@ -505,11 +503,9 @@ def test_decoder_refuses(row: Row) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         kind.parse(body)
     assert blamed(caught.value) == culprit(row)
-    if issubclass(kind, Message):
-        for data in (body, memoryview(b"?" + body)[1:]):
-            with pytest.raises(RemoteProtocolError) as caught:
-                hot.parse(kind, data)
-            assert blamed(caught.value) == culprit(row)
+    with pytest.raises(RemoteProtocolError) as caught:
+        kind.parse(memoryview(b"?" + body)[1:])
+    assert blamed(caught.value) == culprit(row)
     if "link_error" in row:
         link = ServerLink(generate_key())
         with pytest.raises(RemoteProtocolError):

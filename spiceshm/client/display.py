@@ -334,7 +334,7 @@ class RemoteDisplay:
         self.pixel_bytes += region.area(frame.rects.tolist()) * 4
         if self._pending is not None:
             frame.add_missed(self._pending)
-        self._drop_pending()
+            self._drop_pending()
         self._pending = frame
         self._arrived.set()
 

@@ -283,7 +283,7 @@ class Pool:
             return None
         if buffer.segment not in reader.segments:
             return None
-        if not self._spare(buffer):
+        if not (self._complete or self._spare(buffer)):
             self.starved = True
             return None
         buffer.leases += 1

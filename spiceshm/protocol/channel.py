@@ -112,12 +112,19 @@ class Channel:
             data, self._partial = self._partial, bytearray()
         messages: list[Message] = []
         view = memoryview(data)
-        at, end = 0, len(view)
+        at, end = self._parse_hot(view, messages), len(view)
         while at < end and (then := self._parse_one(view, at, messages)) > at:
             at = then
         if at < end:
             self._partial += view[at:]
         return messages
+
+    def _parse_hot(self, view: memoryview, messages: list[Message]) -> int:
+        """Take the messages at the head of ``view`` that a quicker way knows; returns their end.
+
+        The same comes of it as of `_parse_one`. A channel that has such messages overrides it.
+        """
+        return 0
 
     def _parse_one(self, view: memoryview, at: int, messages: list[Message]) -> int:
         """Parse the message at ``at``; returns where the next one begins, ``at`` if incomplete."""
@@ -170,7 +177,7 @@ class Channel:
         state = self._table[self.state].get(kind)
         if state is None:
             raise RemoteProtocolError(kind.title, "", f"not allowed in state {self.state.name}")
-        message = hot.parse(kind, body)
+        message = kind.parse(body)
         if self._tracing:
             trace.debug("< %s", message)
         self._check_received(message)

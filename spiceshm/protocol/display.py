@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import LocalProtocolError, ProtocolError, Refusal, RemoteProtocolError
 from ..wire import Message, Sender, hot, shm
+from ..wire.base import Ack
 from ..wire.display import DrawCopy, SurfaceCreate, SurfaceDestroy
 from ..wire.shm import (
     ShmDamage,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 MAX_SEGMENTS = 64
 """Segments that one connection may have at a time."""
 
+_MOST_PLACES = 1024
 MAX_SURFACES = 16
 """Surfaces that one connection may have at a time: one, and in ordinary SPICE off-screen ones."""
 
@@ -138,6 +140,15 @@ class ServerDisplay(_Display):
         """Why this client does not share memory, once it has refused any."""
         self._offered_ids = 0
         self._used_ids: set[int] = set()
+
+    def _parse_hot(self, view: memoryview, messages: list[Message]) -> int:
+        at = 0
+        if self.shared and self._mini and not self._tracing:
+            while found := hot.read_handled(view, at):
+                handled, at = found
+                self._end_lease(handled)
+                messages.append(handled)
+        return at
 
     @property
     def ready(self) -> bool:
@@ -253,15 +264,17 @@ class ServerDisplay(_Display):
 
     def _check_received(self, message: Message) -> None:
         if isinstance(message, ShmDamageHandled):
-            if self.leases.get(message.serial) != message.surface_id:
-                raise RemoteProtocolError(
-                    _HANDLED,
-                    "serial",
-                    f"{message.serial} of surface {message.surface_id} is not out",
-                )
-            del self.leases[message.serial]
+            self._end_lease(message)
         elif isinstance(message, ShmReply):
             self._check_reply(message)
+
+    def _end_lease(self, handled: ShmDamageHandled) -> None:
+        serial, surface_id = handled.serial, handled.surface_id
+        if self.leases.get(serial) != surface_id:
+            raise RemoteProtocolError(
+                _HANDLED, "serial", f"{serial} of surface {surface_id} is not out"
+            )
+        del self.leases[serial]
 
     def _check_reply(self, reply: ShmReply) -> None:
         segment = self.segments.get(reply.segment_id)
@@ -300,6 +313,8 @@ class ClientDisplay(_Display):
         self.surface: SharedSurface | None = None
         """The primary surface while it lies in shared memory, as of the last message received:
         a frame that the same read brought before that may be of an earlier one."""
+        self._good_places: set[tuple[int, int]] = set()
+        """Places of frames that were found good; surfaces and segments are the same since."""
         self._refused = False
         self._offered_later = False
         self._offered_credits = 0
@@ -322,12 +337,24 @@ class ClientDisplay(_Display):
         the first offer that is complete in it. Descriptors that no offer can claim are closed, and
         so are all beyond the second: an offer with two is as bad as one with more.
         """
-        self._arrived += fds
-        self._drop_arrived(2)
+        if fds:
+            self._arrived += fds
+            self._drop_arrived(2)
         messages = self._parse_all(data)
         if self._arrived and not self._may_be_offer():
             self._drop_arrived()
         return messages
+
+    def _parse_hot(self, view: memoryview, messages: list[Message]) -> int:
+        at = 0
+        if self.state is State.SHARED and self._mini and not (self._awaited or self._tracing):
+            while found := hot.read_damage(view, at):
+                damage, at = found
+                if self.acks.count_received():
+                    self.send(Ack())
+                self._check_damage(damage)
+                messages.append(damage)
+        return at
 
     def _parse_one(self, view: memoryview, at: int, messages: list[Message]) -> int:
         if self._awaited is None:
@@ -459,7 +486,9 @@ class ClientDisplay(_Display):
     def _check_received(self, message: Message) -> None:
         if isinstance(message, ShmDamage):
             self._check_damage(message)
-        elif isinstance(message, ShmOffer):
+            return
+        self._good_places.clear()
+        if isinstance(message, ShmOffer):
             self._check_offer(message)
         elif isinstance(message, SurfaceCreateShm):
             self._check_create(message)
@@ -532,7 +561,12 @@ class ClientDisplay(_Display):
             raise RemoteProtocolError(_DAMAGE, "serial", f"{damage.serial} does not rise")
         if len(self.leases) >= self.credits:
             raise RemoteProtocolError(_DAMAGE, "serial", f"more than {self.credits} frames at once")
-        self._check_place(_DAMAGE, damage.segment_id, damage.shm_offset, surface)
+        place = damage.segment_id, damage.shm_offset
+        if place not in self._good_places:
+            self._check_place(_DAMAGE, *place, surface)
+            if len(self._good_places) == _MOST_PLACES:
+                self._good_places.clear()
+            self._good_places.add(place)
         _, width, height, _, _ = surface
         for top, left, bottom, right in damage.rects.tolist():
             if not (0 <= top < bottom <= height and 0 <= left < right <= width):

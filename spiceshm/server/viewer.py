@@ -358,10 +358,9 @@ class Viewer:
 
     def _lend_frames(self, surface: Surface, reader: Reader) -> None:
         machine = self._machine
-        may = machine.may_lend()
-        if may and reader.busy:
+        if reader.busy and machine.may_lend():
             surface.resumed(reader)
-        while may and reader.damage and (frame := surface.pool.lend(reader)):
+        while reader.damage and machine.may_lend() and (frame := surface.pool.lend(reader)):
             self._lent[frame.serial] = surface, reader, time.monotonic()
             machine.lend(
                 self._ids[frame.buffer.segment],
@@ -372,9 +371,8 @@ class Viewer:
                 frame.rects,
             )
             self._sent(frame)
-            may = machine.may_lend()
-        # Frames of an earlier surface use its credits, or its ACK is outstanding.
-        if not may and reader.ready:
+        if reader.ready and not machine.may_lend():
+            # Frames of an earlier surface use its credits, or its ACK is outstanding.
             reader.busy = True
 
     def _draw_frame(self, surface: Surface, reader: Reader) -> None:

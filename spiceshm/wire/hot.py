@@ -1,8 +1,9 @@
 """The codec of the messages that pass once a frame, derived from their construct declarations.
 
 Reading SHM_DAMAGE through construct costs tens of microseconds, a `struct.Struct` one. So at import
-the declaration's fields are walked and joined into one ``Struct``; construct stays the definition,
-and also the judge: whatever is not plainly well formed is handed to it, and its error is the error.
+the declaration's fields are walked and joined into one ``Struct``, those of the mini header before
+them. construct stays the definition, and also the judge: whatever is not plainly well formed is
+left to it, and its error is the error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import construct
 import numpy as np
 
-from .base import Ack, MiniHeader
+from .base import MiniHeader
 from .shm import ShmDamage, ShmDamageHandled
 from .types import MAX_RECTS
 
@@ -40,36 +41,39 @@ def derive(layout: construct.Struct) -> Struct:
 MINI = derive(MiniHeader.layout)
 _DAMAGE = derive(ShmDamage.layout)
 _HANDLED = derive(ShmDamageHandled.layout)
+_DAMAGE_MESSAGE = Struct(MINI.format + _DAMAGE.format[1:])
+_HANDLED_MESSAGE = Struct(MINI.format + _HANDLED.format[1:])
 _RECTS = [Struct(f"<{4 * n}i") for n in range(MAX_RECTS + 1)]
 _INT32 = np.dtype("<i4")
 
 
-def _make(kind: type[Message], values: dict[str, Any]) -> Any:
-    """A frozen dataclass without a ``__setattr__`` for each field."""
-    made = object.__new__(kind)
-    made.__dict__.update(values)
-    return made
+def read_damage(view: memoryview, at: int) -> tuple[ShmDamage, int] | None:
+    """The ShmDamage behind a mini header at ``at``, and where it ends.
 
-
-def parse_damage(body: bytes | memoryview) -> ShmDamage:
-    """Equal to ``ShmDamage.parse``, also in what it raises."""
-    size = len(body)
-    if size >= _DAMAGE.size:
-        surface, segment, offset, serial, published, flags, _, n, _ = _DAMAGE.unpack_from(body)
-        if 1 <= n <= MAX_RECTS and size == _DAMAGE.size + 16 * n:
-            rects = np.ndarray((n, 4), _INT32, bytes(body[_DAMAGE.size :]))
-            values = {
-                "surface_id": surface,
-                "segment_id": segment,
-                "shm_offset": offset,
-                "serial": serial,
-                "published": published,
-                "flags": flags,
-                "rects": rects,
-            }
-            damage: ShmDamage = _make(ShmDamage, values)
-            return damage
-    return ShmDamage.parse(body)
+    None if something else is there, or not all of it, or if anything about it is not plain.
+    """
+    start = at + _DAMAGE_MESSAGE.size
+    if len(view) < start:
+        return None
+    number, size, surface, segment, offset, serial, published, flags, _, n, _ = (
+        _DAMAGE_MESSAGE.unpack_from(view, at)
+    )
+    end = start + 16 * n
+    if number != ShmDamage.number or size != _DAMAGE.size + 16 * n or end > len(view):
+        return None
+    if not 1 <= n <= MAX_RECTS:
+        return None
+    damage: ShmDamage = object.__new__(ShmDamage)
+    damage.__dict__.update(
+        surface_id=surface,
+        segment_id=segment,
+        shm_offset=offset,
+        serial=serial,
+        published=published,
+        flags=flags,
+        rects=np.ndarray((n, 4), _INT32, bytes(view[start:end])),
+    )
+    return damage, end
 
 
 def pack_damage(message: ShmDamage) -> bytes:
@@ -107,15 +111,17 @@ def damage_body(
     return head + _RECTS[n].pack(*chain.from_iterable(rects))
 
 
-def parse_handled(body: bytes | memoryview) -> ShmDamageHandled:
-    """Equal to ``ShmDamageHandled.parse``, also in what it raises."""
-    if len(body) == _HANDLED.size:
-        surface, _, serial = _HANDLED.unpack(body)
-        handled: ShmDamageHandled = _make(
-            ShmDamageHandled, {"surface_id": surface, "serial": serial}
-        )
-        return handled
-    return ShmDamageHandled.parse(body)
+def read_handled(view: memoryview, at: int) -> tuple[ShmDamageHandled, int] | None:
+    """The ShmDamageHandled behind a mini header at ``at``, and where it ends; or None."""
+    end = at + _HANDLED_MESSAGE.size
+    if len(view) < end:
+        return None
+    number, size, surface, _, serial = _HANDLED_MESSAGE.unpack_from(view, at)
+    if number != ShmDamageHandled.number or size != _HANDLED.size:
+        return None
+    handled: ShmDamageHandled = object.__new__(ShmDamageHandled)
+    handled.__dict__.update(surface_id=surface, serial=serial)
+    return handled, end
 
 
 def pack_handled(message: ShmDamageHandled) -> bytes:
@@ -131,25 +137,10 @@ def handled_body(surface: int, serial: int) -> bytes:
     return _HANDLED.pack(surface, 0, serial)
 
 
-def _parse_ack(body: bytes | memoryview) -> Ack:
-    return Ack.parse(body) if body else _ACK
-
-
-_ACK = Ack()
-_PARSERS: dict[type[Message], Callable[[bytes | memoryview], Message]] = {
-    ShmDamage: parse_damage,
-    ShmDamageHandled: parse_handled,
-    Ack: _parse_ack,
-}
 _PACKERS: dict[type[Message], Callable[[Any], bytes]] = {
     ShmDamage: pack_damage,
     ShmDamageHandled: pack_handled,
 }
-
-
-def parse(kind: type[Message], body: bytes | memoryview) -> Message:
-    """Read a body by the quickest codec that there is for its kind."""
-    return _PARSERS.get(kind, kind.parse)(body)
 
 
 def pack(message: Message) -> bytes:
