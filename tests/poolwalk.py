@@ -40,6 +40,7 @@ RIGHT, BOTH = [(0, 1, 1, 2)], [(0, 0, 1, 2)]
 LEFT_BIT = 1
 
 Action = tuple[Any, ...]
+State = tuple[Any, ...]
 
 
 class Memory:
@@ -153,11 +154,11 @@ class World:
         self.check()
 
     def _begin(self, buffer: Buffer, damage: list[Rect]) -> None:
-        self._first(buffer)
+        self.put_first(buffer)
         assert self.pool.begin(damage) is buffer
         assert not buffer.leases  # 1
 
-    def _first(self, buffer: Buffer) -> None:
+    def put_first(self, buffer: Buffer) -> None:
         """Any order of the buffers is as good as any other."""
         self.pool.buffers.remove(buffer)
         self.pool.buffers.insert(0, buffer)
@@ -264,7 +265,7 @@ class World:
 
     def _shrink(self, refuge: Buffer | None) -> None:
         if refuge is not None:
-            self._first(refuge)
+            self.put_first(refuge)
         self._retire(self.pool.surplus)
         assert not self._spare_segment(), "memory is kept that nobody needs"  # 6
 
@@ -340,7 +341,7 @@ class World:
 
     # States
 
-    def save(self) -> tuple[Any, ...]:
+    def save(self) -> State:
         pool = self.pool
         buffers = [(b, b.state, b.leases, b.missed, content(b)) for b in pool.buffers]
         peers = []
@@ -351,7 +352,7 @@ class World:
         rest = (pool.current, pool.serial, list(pool.segments), set(pool.retiring))
         return buffers, peers, rest, self.truth, self.ended
 
-    def restore(self, saved: tuple[Any, ...]) -> None:
+    def restore(self, saved: State) -> None:
         pool = self.pool
         buffers, peers, rest, self.truth, self.ended = saved
         pool.buffers = []
@@ -451,7 +452,9 @@ def cells(rects: list[Rect]) -> int:
     return bits
 
 
-def walk(world: World) -> tuple[int, Counter[str]]:
+def walk(
+    world: World, visit: Callable[[State], None] = lambda saved: None
+) -> tuple[int, Counter[str]]:
     """Visit every state that can be reached; returns how many there are, and how often each kind
     of action was tried."""
     tried: Counter[str] = Counter()
@@ -459,6 +462,7 @@ def walk(world: World) -> tuple[int, Counter[str]]:
     todo = [world.save()]
     while todo:
         saved = todo.pop()
+        visit(saved)
         world.restore(saved)
         for action in list(world.actions()):
             world.restore(saved)

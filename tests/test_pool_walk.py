@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from spiceshm.memory import Buffer, BufferState, Pool, Reader
-from tests.poolwalk import Memory, World, digest, walk
+from tests.poolwalk import Memory, State, World, digest, walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +85,31 @@ def test_states_that_are_alike_go_on_alike(case: tuple[tuple[int, ...], int, int
                 todo.append(world.save())
         assert after.setdefault(key, following) == following
     assert sum(count > 1 for count in met.values()) > len(met) / 2
+
+
+@pytest.mark.parametrize("credits", [(2,), (1, 1), (0, 2)])
+def test_a_frame_is_wanted_where_somebody_would_be_lent_it(credits: tuple[int, ...]) -> None:
+    """In every state, whichever buffer is drawn in: `Pool.wants` is right, both ways."""
+    world = World(credits, 3, 2)
+    answers: Counter[bool] = Counter()
+
+    def visit(saved: State) -> None:
+        world.restore(saved)
+        for action in [action for action in world.actions() if action[0] == "publish"]:
+            for peer in world.peers:
+                world.restore(saved)
+                world.put_first(action[1])
+                if peer.reader is None:
+                    continue
+                wanted = world.pool.wants(peer.reader)
+                world.do(action)
+                frame = (world.pool.lend if peer.credits else world.pool.read)(peer.reader)
+                assert wanted == (frame is not None)
+                answers[wanted] += 1
+
+    walk(world, visit)
+    assert answers[True] > 100
+    assert answers[False] > 100
 
 
 def test_all_that_a_state_is_made_of_is_known() -> None:
