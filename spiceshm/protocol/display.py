@@ -142,9 +142,9 @@ class ServerDisplay(_Display):
         self._used_ids: set[int] = set()
 
     def _parse_hot(self, view: memoryview, messages: list[Message]) -> int:
-        at = 0
+        at, end = 0, len(view)
         if self.shared and self._mini and not self._tracing:
-            while found := hot.read_handled(view, at):
+            while at < end and (found := hot.read_handled(view, at)):
                 handled, at = found
                 self._end_lease(handled)
                 messages.append(handled)
@@ -346,9 +346,9 @@ class ClientDisplay(_Display):
         return messages
 
     def _parse_hot(self, view: memoryview, messages: list[Message]) -> int:
-        at = 0
+        at, end = 0, len(view)
         if self.state is State.SHARED and self._mini and not (self._awaited or self._tracing):
-            while found := hot.read_damage(view, at):
+            while at < end and (found := hot.read_damage(view, at)):
                 damage, at = found
                 if self.acks.count_received():
                     self.send(Ack())
