@@ -75,7 +75,8 @@ class Crowd:
         now = time.monotonic()
         for member in list(self.members):
             self._hear(member)
-            self._do(member, now)
+            if not member.child.gone:
+                self._do(member, now)
         while replace and len(self.members) < self.size:
             self.start(self._plan())
 

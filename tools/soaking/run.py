@@ -38,7 +38,7 @@ PHASES = (
 )
 _PHASE_S = 6.0
 _FROZEN_FRAMES = 200
-_ENOUGH_FRAMES = 200
+_ENOUGH_FRAMES = 100
 _BROKEN_PATIENCE_S = 1.0
 _GROWTH = 64_000_000
 """Private memory that a server may gain between the second phase and the last one."""
@@ -192,12 +192,13 @@ class Soak:
 
     def _done(self, crowd: Crowd) -> bool:
         enough = self._spent >= self.seconds and crowd.counts["readers"] >= self.visits
-        return enough or self._found(crowd)
+        unseen = self.broken and crowd.tally.frames <= _ENOUGH_FRAMES
+        return (enough and not unseen) or self._found(crowd)
 
     def _found(self, crowd: Crowd) -> bool:
         """Whether a writer that is wrong on purpose has shown what is wrong with it."""
-        shown = crowd.tally.frames > _ENOUGH_FRAMES and crowd.tally.bad
-        return bool(self.broken and (shown or self._stalls))
+        seen = crowd.tally.bad if crowd.tally.frames > _ENOUGH_FRAMES else {}
+        return bool(self.broken and (seen or self._stalls))
 
     def _for_a_while(self, server: Server, crowd: Crowd, phase: Phase, end: float) -> None:
         next_look = 0.0
