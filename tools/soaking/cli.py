@@ -27,7 +27,7 @@ examples:
   tools/soak --minutes 1 --readers 24      a crowd; --seed N to have the same choices again
   tools/soak --frames 100000               plain: so many frames, by 1, 2, 4, 8 and 16 readers
   tools/soak --minutes 0.5 --json          the figures for a program
-  tools/soak --minutes 1 --break outside   a writer that is wrong on purpose, which must be found
+  tools/soak --break outside               a writer that is wrong on purpose, which must be found
 
 Ctrl-C ends it early, with all its checks. Exit status: 0 all was well, 1 something was not,
 2 wrong options."""
@@ -87,6 +87,8 @@ def main(words: Sequence[str] | None = None) -> int:
         options.error("--readers and --frames are whole numbers above 0")
     if arguments.frames and (arguments.minutes or arguments.visits or arguments.broken):
         options.error("--frames goes with --seed and --json only")
+    if arguments.broken and (arguments.minutes or arguments.visits):
+        options.error("--break ends by itself, as soon as it must have been found")
     seed = arguments.seed or secrets.token_hex(4)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

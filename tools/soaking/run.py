@@ -177,10 +177,12 @@ class Soak:
         while not self._done(crowd):
             phase = PHASES[at % len(PHASES)]
             server.enter(phase)
+            if self.broken:
+                self._for_a_while(server, crowd, phase, self._spent + _PHASE_S)
+                continue
             end = self._spent + length
             self._for_a_while(server, crowd, phase, end - length / 2)
-            if not self._found(crowd):
-                self._frozen(server, crowd)
+            self._frozen(server, crowd)
             self._for_a_while(server, crowd, phase, end)
             at += 1
             if at == 2:
@@ -191,14 +193,13 @@ class Soak:
         return time.monotonic() - self._start
 
     def _done(self, crowd: Crowd) -> bool:
-        enough = self._spent >= self.seconds and crowd.counts["readers"] >= self.visits
-        unseen = self.broken and crowd.tally.frames <= _ENOUGH_FRAMES
-        return (enough and not unseen) or self._found(crowd)
+        if self.broken:
+            return self._found(crowd)
+        return self._spent >= self.seconds and crowd.counts["readers"] >= self.visits
 
     def _found(self, crowd: Crowd) -> bool:
-        """Whether a writer that is wrong on purpose has shown what is wrong with it."""
-        seen = crowd.tally.bad if crowd.tally.frames > _ENOUGH_FRAMES else {}
-        return bool(self.broken and (seen or self._stalls))
+        """Whether a writer that is wrong on purpose has had time to show what is wrong with it."""
+        return bool(self.broken and (crowd.tally.frames > _ENOUGH_FRAMES or self._stalls))
 
     def _for_a_while(self, server: Server, crowd: Crowd, phase: Phase, end: float) -> None:
         next_look = 0.0
