@@ -181,7 +181,7 @@ async def test_memory_refused_while_readers_look(what: str) -> None:
 
 
 LITTLE_SPACE = """
-import resource, spiceshm.cli.client
+import resource, spiceshm.cli.looking
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 20_000_000, resource.RLIM_INFINITY))
 """
