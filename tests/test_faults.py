@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -26,9 +27,11 @@ import spiceshm
 from tests.programs import (
     DEADLINE,
     NO_PRIVILEGES,
+    Program,
     environment,
     limited,
     look,
+    processes_with,
     script,
     serving,
     until,
@@ -97,6 +100,20 @@ def test_so_many_frames_by_1_2_4_8_and_16_readers() -> None:
     assert [row["readers"] for row in figures["by_readers"]] == [1, 2, 4, 8, 16]
     assert figures["seen"] == sum(row["seen"] for row in figures["by_readers"]) >= 1000
     assert figures["torn"] == figures["lost"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_it_ends_with_all_its_processes(number: signal.Signals, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tools.soaking", "--json", "--minutes", "1"]
+    with Program(words, environment(tmp_path)) as program:
+        until(lambda: "published" in program.errors)
+        assert len(processes_with(str(tmp_path))) > 3
+        program.send(number)
+        out = program.rest()
+    until(lambda: not processes_with(str(tmp_path)))
+    if number == signal.SIGINT:
+        figures = json.loads(out)
+        assert (program.status, figures["failures"], figures["interrupted"]) == (0, [], True)
 
 
 # Memory

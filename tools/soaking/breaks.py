@@ -56,7 +56,7 @@ def waits(surface: spiceshm.Surface, picture: Picture, damage: list[Rect]) -> No
     """Waits in the middle of drawing, as if for somebody else."""
     with surface.frame(damage) as frame:
         frame.pixels[:] = picture.pixels
-        time.sleep(0.3)
+        time.sleep(1.1)
 
 
 def leaks(surface: spiceshm.Surface, picture: Picture, damage: list[Rect]) -> None:

@@ -34,7 +34,7 @@ HOME = (320, 240)
 """The first mode, and the last one."""
 
 _SAMPLES = 4096
-_STALLED_S = 0.25
+_STALLED_S = 1.0
 
 
 @dataclass(frozen=True)
