@@ -75,7 +75,7 @@ class Crowd:
         now = time.monotonic()
         for member in list(self.members):
             self._hear(member)
-            if not member.child.gone:
+            if member.child.here and not member.child.gone:
                 self._do(member, now)
         while replace and len(self.members) < self.size:
             self.start(self._plan())
@@ -144,7 +144,9 @@ class Crowd:
             member.child.signal(signal.SIGCONT)
 
     def freeze(self) -> None:
-        """Stop every reader where it is."""
+        """Stop every reader where it is; those that only begin are waited for."""
+        while not all(member.child.here for member in self.members):
+            self.tick(replace=False)
         for member in self.members:
             member.child.signal(signal.SIGSTOP)
             self.counts["stopped"] += 1

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 _PR_SET_PDEATHSIG = 1
+_HERE = ("here",)
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -48,6 +49,8 @@ class Child:
         self._process = _context.Process(target=_run, args=(function, theirs, arguments))
         self._process.start()
         theirs.close()
+        self.here = False
+        """Whether it runs: only then does it end with us, and may be stopped."""
         self.gone = False
 
     @property
@@ -65,7 +68,11 @@ class Child:
         said = []
         try:
             while not self.gone and self.link.poll():
-                said.append(self.link.recv())
+                words = self.link.recv()
+                if words == _HERE:
+                    self.here = True
+                else:
+                    said.append(words)
         except (EOFError, OSError):
             self.gone = True
         return said
@@ -91,6 +98,7 @@ def _run(function: Callable[..., str], link: Connection, arguments: tuple[Any, .
     # Nobody outlives who started it, stopped ones neither.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
+        link.send(_HERE)
         last = ("end", function(link, *arguments))
     except Exception:
         last = ("failed", traceback.format_exc())
