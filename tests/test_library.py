@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
+import os
 import re
 import threading
 from contextlib import asynccontextmanager
@@ -25,6 +27,8 @@ from spiceshm.transport import Stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from spiceshm.fds import Descriptor
 
 WIDTH, HEIGHT = 320, 200
 SHM = ("auto", "off")
@@ -717,6 +721,44 @@ async def test_publishing_waits_for_nobody_makes_no_memory_and_sends_once_to_who
             assert len(sent) == 7
             stats = [viewer.stats for viewer in display.viewers]
             assert sorted(one.held_frames for one in stats) == [1, 1, 8]
+
+
+async def test_who_cannot_be_offered_new_memory_waits_for_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        await until(remote, picture(0))
+        duplicate, refused = Segment.duplicate, []
+
+        def none_left(segment: Segment) -> Descriptor:
+            refused.append(segment)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        # Growth: what lies in the old memory can still be seen.
+        monkeypatch.setattr(Segment, "duplicate", none_left)
+        surface.join(8)
+        await asked_again(lambda: len(surface.pool.segments) > 1 and bool(refused))
+        for step in range(1, 9):
+            surface.draw(picture(step))
+            await until(remote, picture(step))
+        monkeypatch.setattr(Segment, "duplicate", duplicate)
+        surface.draw(picture(9))
+        mine = display.viewers[0]._reader
+        assert mine is not None
+        await asked_again(lambda: mine.segments >= set(surface.pool.segments))
+
+        # Another surface, of which nothing can be offered yet.
+        refused.clear()
+        monkeypatch.setattr(Segment, "duplicate", none_left)
+        surface = display.create_surface(WIDTH, HEIGHT)
+        for step in range(10, 13):
+            surface.draw(picture(step))
+        assert refused
+        monkeypatch.setattr(Segment, "duplicate", duplicate)
+        surface.draw(picture(13))
+        await until(remote, picture(13))
+        assert remote.shared
+        assert display.viewers[0].stats.reason is None
 
 
 # Who reads the channel

@@ -225,6 +225,8 @@ class Viewer:
             self._offer(surface.pool)
         if self._machine.undecided:
             return
+        if self._machine.shared and not self._machine.refusal and not self._ids:
+            return
         if self._may_share() and self._machine.state is State.OFFERED:
             self._no_sharing = surface.why_not(self._machine.credits)
         if self._may_share() and self._machine.segments:
@@ -261,12 +263,12 @@ class Viewer:
             try:
                 descriptor = segment.duplicate()
             except OSError as error:
-                self._no_sharing = f"no descriptor is left to pass: {error.strerror}"
+                self._cannot_offer(f"no descriptor is left to pass: {error.strerror}")
                 return
             place = segment.take_token()
             if place is None:
                 descriptor.close()
-                self._no_sharing = "too many offers are open"
+                self._cannot_offer("too many offers are open")
                 return
             offset, token = place
             segment_id = self._machine.next_segment_id()
@@ -286,6 +288,14 @@ class Viewer:
                 len(token),
             )
             self._machine.offer(offer, token, descriptor)
+
+    def _cannot_offer(self, why: str) -> None:
+        """A new client gets ordinary SPICE; one that shares memory waits until it can be offered
+        more, for it takes no other surface."""
+        if self._machine.shared:
+            self._version = -1
+        else:
+            self._no_sharing = why
 
     def _begin_shared(self, surface: Surface) -> None:
         pool = surface.pool
