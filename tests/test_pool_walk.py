@@ -5,8 +5,8 @@ there are, so that none is lost unnoticed. Three readers are walked with growth 
 credit, and up to two credits each where the pool has its size from the start (all buffers, or too
 few for ever).
 
-SPICESHM_WALK_SCALE=2 walks LARGE too, which takes 70 s more where CASES take 40. Not walked at all
-is growth for three readers of whom one has more than one credit.
+SPICESHM_WALK_SCALE=2 walks LARGE too, which takes 250 s more where CASES take 40. Not walked at
+all is growth for three readers of whom two or three have two credits.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ LARGE = [
     ((1, 1), 4, 3, True, 19534),
     ((2, 1), 4, 2, True, 52270),
     ((2, 2), 4, 2, True, 68708),
+    ((2, 1, 1), 4, 2, False, 306908),
 ]
 
 
