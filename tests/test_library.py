@@ -598,6 +598,7 @@ async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture)
             with caplog.at_level("INFO"):
                 async with spiceshm.connect(address, credits=8) as greedy:
                     assert not greedy.shared
+                    assert greedy.reason == "the server has no memory for one more"
                     frame = await next_frame(greedy)
                     assert np.array_equal(rgb(frame.pixels), rgb(picture(0)))
             assert "would pass the limit" in caplog.text
@@ -649,8 +650,25 @@ async def test_lock_step(address: str) -> None:
     assert len(seen) == 20  # every single one, and the first picture
 
 
+async def test_who_holds_frames_of_an_earlier_surface_is_not_waited_for(address: str) -> None:
+    async with both_ends(address, credits=2) as (display, surface, remote):
+        held = []
+        for step in range(2):
+            held.append((await until(remote, picture(step))).pixels)
+            serial = surface.draw(picture(step + 1))
+        [reader] = surface.pool.readers
+        assert reader.done < serial
+        display.create_surface(WIDTH, HEIGHT).draw(picture(3))
+        assert len(reader.leases) == 2
+        with trio.fail_after(10):
+            await surface.consumed(serial)
+        assert np.array_equal(rgb(held[0]), rgb(picture(0)))
+        held.clear()
+        await until(remote, picture(3))
+
+
 async def test_pace(autojump_clock: trio.testing.MockClock) -> None:
-    async with spiceshm.serve("unix:@spiceshm-pace") as display:
+    async with spiceshm.serve(f"unix:@spiceshm-pace-{os.getpid()}") as display:
         surface = display.create_surface(8, 8)
         times = []
         async for _ in surface.pace(10):

@@ -256,7 +256,9 @@ class RemoteDisplay:
             self._canvas = None
         elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
             self._resize(message.width, message.height)
-            self.reason = self.reason or "the server made no offer"
+            if self.reason is None:
+                none = "the server made no offer"
+                self.reason = "the server has no memory for one more" if self._segments else none
             self._segments.clear()
             self.segment_bytes = 0
             self._canvas = Canvas(message.width, message.height)

@@ -27,6 +27,9 @@ FIRST_BUFFERS = 4
 """Buffers of a new surface: one shown, one being drawn, two for a reader to hold."""
 
 TURN_S = 0.001
+_ALL = 1 << 64
+"""A serial that no frame has."""
+
 MANY_SEGMENTS = 16
 """Above so many, new ones are made larger than need be, so that they do not become too many."""
 MOST_SEGMENTS = 60
@@ -208,6 +211,14 @@ class Surface:
         self._changed.set()
         self._shrink()
         self._feed()
+
+    def dismiss(self, reader: Reader) -> None:
+        """Lend it nothing more and wait for it no more; it leaves with the last frame it holds."""
+        reader.busy = True
+        reader.done = _ALL
+        self._changed.set()
+        if not reader.leases:
+            self.leave(reader)
 
     def release(self, reader: Reader, serial: int) -> None:
         """A lease is over."""

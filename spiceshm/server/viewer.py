@@ -362,9 +362,7 @@ class Viewer:
                 self._machine.send(shm.ShmWithdraw(segment_id))
         self._shown = self._reader = None
         if reader is not None:
-            reader.busy = True  # for ever: nothing more is lent to it
-            if not reader.leases:
-                surface.leave(reader)
+            surface.dismiss(reader)
 
     def _lend_frames(self, surface: Surface, reader: Reader) -> None:
         machine = self._machine
