@@ -1,11 +1,14 @@
 """The conversation, without I/O and without a clock: link phase, channels, both ends of each.
 
 In reading order: `tables` who may say what when, `channel` framing and flow control of any channel,
-`display` the shared-memory extension's bookkeeping, `link` how a channel is opened.
+`display` the shared-memory extension's bookkeeping, with `display_server` and `display_client` for
+one end each, `link` how a channel is opened.
 """
 
 from .channel import Channel, Outgoing
-from .display import ClientDisplay, ServerDisplay, SharedSurface
+from .display import SharedSurface
+from .display_client import ClientDisplay
+from .display_server import ServerDisplay
 from .link import ClientLink, Password, ServerLink, generate_key
 from .tables import TABLES, State
 
