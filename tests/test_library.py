@@ -598,7 +598,7 @@ async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture)
             with caplog.at_level("INFO"):
                 async with spiceshm.connect(address, credits=8) as greedy:
                     assert not greedy.shared
-                    assert greedy.reason == "the server has no memory for one more"
+                    assert greedy.reason == "the server shared none of its memory; its log says why"
                     frame = await next_frame(greedy)
                     assert np.array_equal(rgb(frame.pixels), rgb(picture(0)))
             assert "would pass the limit" in caplog.text
@@ -629,6 +629,82 @@ async def test_forgetting_replaces_the_memory(address: str) -> None:
                 await trio.sleep(0.001)
         assert all(segment.fileno() >= 0 for segment in surface.pool.segments)
         assert len(surface.pool.buffers) == 4
+
+
+async def test_forgetting_again_and_again_turns_nobody_away(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        for step in range(1, 20):
+            await surface.forget()  # offers are withdrawn before they are answered
+            if step % 3 == 0:
+                surface.draw(picture(step))
+                await until(remote, picture(step))
+        surface.draw(picture(20))
+        await until(remote, picture(20))
+        assert remote.shared
+        assert display.viewers[0].stats.shm
+
+
+async def test_serials_go_on_where_shared_memory_ends(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        for step in range(1, 5):
+            surface.draw(picture(step))
+            last = await until(remote, picture(step))
+        serial = last.serial
+        assert serial == surface.serial
+        monkeypatch.setattr(remote, "_wish", "off")  # it takes no more memory
+        surface.join(8)
+        surface.draw(picture(5))
+        with trio.fail_after(10):
+            while remote.shared:
+                await next_frame(remote)
+                surface.draw(picture(surface.serial))
+        frame = await until(remote, picture(surface.serial - 1))
+        assert not remote.shared
+        assert frame.serial > serial
+
+
+async def test_figures_of_a_client_outlast_a_surface(address: str) -> None:
+    async with both_ends(address, credits=1) as (display, surface, remote):
+        held = (await next_frame(remote)).pixels
+        for step in range(1, 6):
+            surface.draw(picture(step))
+        [viewer] = display.viewers
+        assert viewer.stats.lag_frames == 5
+        missed = viewer.stats.coalesced
+        assert missed >= 4
+        surface = display.create_surface(WIDTH, HEIGHT)
+        for step in range(6, 9):
+            surface.draw(picture(step))
+        assert viewer.stats.lag_frames == 8
+        assert viewer.stats.coalesced >= missed
+        del held
+        await until(remote, picture(8))
+        await asked_again(lambda: viewer.stats.lag_frames == 0)
+        assert viewer.stats.frames > 1
+
+
+async def test_the_limit_of_held_frames_holds_also_while_something_else_comes(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_display, "HELD_WARNING_S", 0.1)
+    monkeypatch.setattr(client_display, "HELD_LIMIT_S", 0.5)
+    async with both_ends(address, credits=1) as (_, surface, remote):
+        held = (await next_frame(remote)).pixels
+
+        async def replace_memory() -> None:
+            while True:
+                await surface.forget()
+                await trio.sleep(0.02)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace_memory)
+            with pytest.raises(spiceshm.FramesHeld, match=r"keep frame.copy\(\), or connect"):
+                await next_frame(remote)
+            nursery.cancel_scope.cancel()
+        assert caplog.text.count("are still held") == 1
+        assert np.array_equal(rgb(held), rgb(picture(0)))
 
 
 async def test_lock_step(address: str) -> None:
@@ -665,6 +741,37 @@ async def test_who_holds_frames_of_an_earlier_surface_is_not_waited_for(address:
         assert np.array_equal(rgb(held[0]), rgb(picture(0)))
         held.clear()
         await until(remote, picture(3))
+
+
+async def test_what_makes_no_sense_is_refused(address: str) -> None:
+    async with both_ends(address) as (display, surface, _):
+        for fps in (0, -5, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="no number of steps a second above 0"):
+                surface.pace(fps)
+        for options in ({"credits": 0}, {"credits": 9}, {"credits": 2.5}, {"credits": "x"}):
+            with pytest.raises(ValueError, match="not 1 to 8"):
+                async with spiceshm.connect(address, **options):  # type: ignore[arg-type]
+                    pass
+        with pytest.raises(ValueError, match="shm is 'bogus'"):
+            async with spiceshm.connect(address, shm="bogus"):  # type: ignore[arg-type]
+                pass
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(draws_no_more, surface)
+                await trio.testing.wait_all_tasks_blocked()
+                display.create_surface(8, 8)
+        with pytest.raises(spiceshm.SpiceShmError, match="was replaced"):
+            await surface.wanted()
+
+
+async def draws_no_more(surface: spiceshm.Surface) -> None:
+    async def draw() -> None:
+        while True:
+            await surface.wanted()
+            surface.draw(picture(0))
+
+    with pytest.raises(spiceshm.SpiceShmError, match="was replaced"):
+        await draw()
 
 
 async def test_pace(autojump_clock: trio.testing.MockClock) -> None:

@@ -38,7 +38,9 @@ def server(address: str, surface: str) -> Iterator[str]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="Show what spiceshm does, for a few seconds.")
+    options = argparse.ArgumentParser(
+        prog="tools/demo", description="Show what spiceshm does, for a few seconds."
+    )
     options.add_argument("--duration", default="5", help="seconds (default: 5)")
     options.add_argument("--surface", default="1920x1080", help="WxH (default: 1920x1080)")
     arguments = options.parse_args()
@@ -70,4 +72,7 @@ def report(seen: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -257,8 +257,9 @@ class RemoteDisplay:
         elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
             self._resize(message.width, message.height)
             if self.reason is None:
-                none = "the server made no offer"
-                self.reason = "the server has no memory for one more" if self._segments else none
+                shared = "the server shared none of its memory; its log says why"
+                self.reason = shared if self._segments else "the server made no offer"
+            self._ordinary_serial = max(self._ordinary_serial, self._machine.last_serial)
             self._segments.clear()
             self.segment_bytes = 0
             self._canvas = Canvas(message.width, message.height)
@@ -358,11 +359,13 @@ class RemoteDisplay:
             self._flush()
         if self._shows_old():
             await self._refresh()
+        held_since: float | None = None
         while not self._something_new:
-            if self._may_read and len(self._leases) < self._machine.credits:
-                await self._read_for_program()
+            if not self.shared or len(self._leases) < self._machine.credits:
+                held_since = None
+                await self._wait()
             else:
-                await self._wait_unless_held()
+                held_since = await self._wait_held(held_since)
         if self._pending is None and self._canvas is not None:
             self._show_canvas(self._canvas)
         frame, self._pending = self._pending, None
@@ -399,25 +402,31 @@ class RemoteDisplay:
             else:
                 self._pending.add_missed(copy)
 
-    async def _wait_unless_held(self) -> None:
-        """Wait for a frame; not for ever where the program's own views are what prevents it."""
-        if self._machine.shared and len(self._leases) >= self._machine.credits > 0:
-            with trio.move_on_after(HELD_WARNING_S):
+    async def _wait_held(self, since: float | None) -> float:
+        """Wait, but not for ever, where the program's own views are what prevents a frame.
+
+        ``since`` is when that began, None for now; it is returned. A frame is not all that may
+        come meanwhile.
+        """
+        now = trio.current_time()
+        began = now if since is None else since
+        if now < began + HELD_WARNING_S:
+            with trio.move_on_at(began + HELD_WARNING_S):
                 await self._wait()
-                return
+                return began
             log.warning("%s", self._held())
-            with trio.move_on_after(HELD_LIMIT_S - HELD_WARNING_S):
-                await self._wait()
-                return
-            raise FramesHeld(self._held())
-        await self._wait()
+        with trio.move_on_at(began + HELD_LIMIT_S):
+            await self._wait()
+            return began
+        raise FramesHeld(self._held())
 
     def _held(self) -> str:
         oldest = max(time.monotonic() - lease.since for lease in self._leases.values())
         return (
             f"{self.address}: views of {len(self._leases)} frames are still held, the oldest for "
             f"{oldest:.1f} s, so no new frame can come; a variable that names a view counts: "
-            "del it, keep frame.copy(), or connect with more credits"
+            "del it, keep frame.copy()"
+            + (", or connect with more credits" if self._machine.credits < shm.MAX_CREDITS else "")
         )
 
     async def _wait(self) -> None:

@@ -40,8 +40,10 @@ async def connect(
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
     RemoteProtocolError, Disconnected.
     """
-    if not 1 <= credits <= MAX_CREDITS:
-        raise ValueError(f"credits are {credits}, not 1 to {MAX_CREDITS}")
+    if credits not in range(1, MAX_CREDITS + 1):
+        raise ValueError(f"credits are {credits!r}, not 1 to {MAX_CREDITS}")
+    if shm not in ("auto", "off", "require"):
+        raise ValueError(f'shm is {shm!r}, not "auto", "off" or "require"')
     place = parse_address(address) if address is not None else default_address()
     async with open_nursery() as nursery:
         with contextlib.ExitStack() as stack:

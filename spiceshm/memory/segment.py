@@ -129,8 +129,11 @@ class Segment:
         )
 
     def wipe(self) -> None:
-        """Overwrite everything with zeros: whoever still has it mapped sees nothing any more."""
-        np.frombuffer(self.map, np.uint8)[:] = 0
+        """Overwrite all buffers with zeros: whoever still has them mapped sees nothing any more.
+
+        The page of tokens stays: who has not answered its offer yet shall find its token there.
+        """
+        np.frombuffer(self.map, np.uint8)[self.first :] = 0
 
     def close(self) -> None:
         self._descriptor.close()

@@ -116,6 +116,11 @@ class ClientDisplay(DisplayEnd):
         return message
 
     @property
+    def last_serial(self) -> int:
+        """Of the newest frame in shared memory; -1 before the first."""
+        return self._last_serial
+
+    @property
     def awaits_descriptor(self) -> bool:
         """Whether nothing but the byte behind an offer may come next."""
         return self._awaited is not None

@@ -118,13 +118,16 @@ class Surface:
 
         ``damage`` names what you are about to draw: all of it must be drawn, nothing else.
         """
-        if self._closed:
-            raise SpiceShmError("this surface was replaced or closed; draw on the new one")
+        self._check_open()
         if self._drawing is not None:
             raise SpiceShmError("a frame of this surface is being drawn already")
         rects = region.from_damage(damage, self.pool.width, self.pool.height)
         self._drawing = Drawing(self, self.pool.begin(rects), rects)
         return self._drawing
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SpiceShmError("this surface was replaced or closed; draw on the new one")
 
     def _finish(self, drawing: Drawing, damage: list[Rect] | None) -> None:
         self._drawing = None
@@ -141,8 +144,10 @@ class Surface:
     async def wanted(self) -> None:
         """Wait until somebody would be sent a new frame at once. For pacing; never necessary.
 
-        Where it need not wait it lets other tasks run at most once a millisecond.
+        Where it need not wait it lets other tasks run at most once a millisecond. Raises
+        SpiceShmError once the surface was replaced or closed.
         """
+        self._check_open()
         ready = self._somebody_ready()
         if ready and trio.current_time() < self._next_turn:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -152,6 +157,7 @@ class Surface:
             ready = self._somebody_ready()
         while not ready:
             await self._change()
+            self._check_open()
             ready = self._somebody_ready()
         self._next_turn = trio.current_time() + TURN_S
 
@@ -175,7 +181,8 @@ class Surface:
     def pace(self, fps: float) -> Pace:
         """``async for _ in surface.pace(60)``: that many steps a second, the first at once.
 
-        Steps that could not be made in time are left out, not made up for.
+        Steps that could not be made in time are left out, not made up for. Raises ValueError for
+        a number that is not above 0.
         """
         return Pace(fps)
 
@@ -377,6 +384,7 @@ class Surface:
     def close(self) -> None:
         """The surface is replaced or gone: nobody new is shown it. Frames out stay valid."""
         self._closed = True
+        self._changed.set()
         self.pool.retire(list(self.pool.segments))
         self.pool.end()
         self._give_back()
@@ -386,6 +394,8 @@ class Pace:
     """The iterator that `Surface.pace` gives."""
 
     def __init__(self, fps: float) -> None:
+        if not 0 < fps < float("inf"):
+            raise ValueError(f"{fps} is no number of steps a second above 0")
         self._interval = 1 / fps
         self._next = trio.current_time()
 

@@ -46,20 +46,22 @@ ORDINARY_WINDOW = 1
 
 @dataclass(frozen=True)
 class ViewerStats:
-    """One client's display channel in figures."""
+    """One client's display channel in figures, of all the time since it connected.
+
+    peer: who it is, in words. shm: whether it looks into shared memory; reason: why not, if not.
+    frames: frames (shared) or updates (ordinary SPICE) that it was sent. coalesced: frames that it
+    was sent only as damage of a later one. lag_frames: frames published since the last one that it
+    was sent. held_frames: frames that it holds now, and held_s: for how long it has held the oldest
+    of them, in seconds. bytes_sent: through its socket.
+    """
 
     peer: str
     shm: bool
-    """Whether it looks into shared memory; if not, ``reason`` says why."""
     reason: str | None
     frames: int
-    """Frames (shared) or updates (ordinary) sent so far."""
     coalesced: int
-    """Frames that it was sent only as damage of a later one."""
     lag_frames: int
-    """Frames published since the last one that it was sent."""
     held_frames: int
-    """Frames that it holds now, and for how long it has held the oldest, in seconds."""
     held_s: float
     bytes_sent: int
 
@@ -78,6 +80,7 @@ class Viewer:
     ) -> None:
         self.peer = stream.peer
         self._frames = 0
+        self._coalesced = 0
         self._stream = stream
         self._machine = machine
         self._surface = surface
@@ -108,18 +111,22 @@ class Viewer:
     def stats(self) -> ViewerStats:
         """How this client does, now."""
         since = [lent for _, _, lent in self._lent.values()]
-        reader, surface = self._reader, self._shown
+        reader, surface = self._reader, self._surface()
         return ViewerStats(
             peer=self.peer,
             shm=self.shared,
             reason=None if self.shared else self._no_sharing or self._machine.refusal,
             frames=self._frames,
-            coalesced=reader.coalesced if reader else 0,
-            lag_frames=surface.serial - self._sent_serial if surface and self._sent_serial else 0,
+            coalesced=self._coalesced + (reader.coalesced if reader else 0),
+            lag_frames=self._lag(surface.serial) if surface else 0,
             held_frames=len(since),
             held_s=round(time.monotonic() - min(since), 3) if since else 0.0,
             bytes_sent=self._stream.bytes_sent,
         )
+
+    def _lag(self, newest: int) -> int:
+        # A new surface has serial 0 until it is drawn on; serials go on where they were.
+        return max(0, newest - self._sent_serial) if self._sent_serial else 0
 
     async def run(self, first: bytes) -> None:
         """Serve the channel to its end; ``first`` is what came behind the link phase.
@@ -229,6 +236,8 @@ class Viewer:
             return
         if self._may_share() and self._machine.state is State.OFFERED:
             self._no_sharing = surface.why_not(self._machine.credits)
+            if self._no_sharing is not None:
+                log.warning("%s: no shared memory: %s", self.peer, self._no_sharing)
         if self._may_share() and self._machine.segments:
             self._begin_shared(surface)
         else:
@@ -362,6 +371,7 @@ class Viewer:
                 self._machine.send(shm.ShmWithdraw(segment_id))
         self._shown = self._reader = None
         if reader is not None:
+            self._coalesced += reader.coalesced
             surface.dismiss(reader)
 
     def _lend_frames(self, surface: Surface, reader: Reader) -> None:

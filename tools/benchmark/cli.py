@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -117,6 +118,14 @@ def _write(arguments: argparse.Namespace, tables: Sequence[Table], found: Gather
             raise Failed(f"no plot: {plot.HOW_TO}") from None
 
 
+def _loaded(path: Path) -> Gathered:
+    """What --json wrote. Raises Failed, OSError."""
+    try:
+        return Gathered.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Failed(f"{path}: no file of --json: {error}") from None
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The command's entry point; returns its exit status."""
     options = _options()
@@ -126,16 +135,19 @@ def main(words: Sequence[str] | None = None) -> int:
         if not selected(TABLES, [name]):
             options.error(f"--only {name}: no table or case of that name (--list)")
     for value in (arguments.rounds, arguments.seconds):
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < float("inf"):
             options.error("--rounds and --seconds are above 0")
+    for file in (arguments.json, arguments.plot):
+        if file is not None and not file.absolute().parent.is_dir():
+            options.error(f"{file}: there is no such folder")
+    if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        options.error(f"--plot {arguments.plot}: not .png, .svg or .pdf")
     if arguments.list:
         _list(tables)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     try:
-        if arguments.load:
-            found = Gathered.from_json(json.loads(arguments.load.read_text()))
-        else:
-            found = _measure(arguments, tables)
+        found = _loaded(arguments.load) if arguments.load else _measure(arguments, tables)
         print(render(tables, found, markdown=arguments.markdown), end="")
         _write(arguments, tables, found)
     except (Failed, OSError, ValueError) as error:

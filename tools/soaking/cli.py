@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,12 @@ Ctrl-C ends it early, with all its checks. Exit status: 0 all was well, 1 someth
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
     return value
 
 
@@ -91,6 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options.error("--break ends by itself, as soon as it must have been found")
     seed = arguments.seed or secrets.token_hex(4)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     try:
         preload("tools.soaking.writer", "tools.soaking.reader")
         result = _run(arguments, seed)

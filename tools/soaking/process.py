@@ -95,6 +95,7 @@ class Child:
 
 
 def _run(function: Callable[..., str], link: Connection, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends everybody
     # Nobody outlives who started it, stopped ones neither.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:

@@ -83,7 +83,7 @@ class Log(logging.Handler):
     client that was killed between its two channels."""
 
     TOO_FEW = "share too few buffers: "
-    EXPECTED = (TOO_FEW, "is no session")
+    EXPECTED = (TOO_FEW, "it would pass the limit of", "is no session")
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
