@@ -66,8 +66,15 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import an end when it is first used: who only wants ``--help`` does not wait for numpy."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LATER[name]}", __name__), name)
+if not TYPE_CHECKING:  # else any name would do for a type checker
+
+    def __getattr__(name: str) -> Any:
+        """Import an end when it is first used: --help alone does not wait for numpy."""
+        if name in ("client", "server"):
+            return import_module(f".{name}", __name__)
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER, "client", "server"})

@@ -20,6 +20,7 @@ message and field; the place that knows the peer (server, client) puts its name 
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 
 class Refusal(enum.IntEnum):
@@ -66,6 +67,9 @@ class ProtocolError(SpiceShmError):
         self.detail = detail
         super().__init__(": ".join(part for part in (message, field, detail) if part))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.field, self.detail), {"args": self.args}
+
 
 class LocalProtocolError(ProtocolError):
     """Our own side tried to send a message that is not allowed now; nothing was sent."""
@@ -93,6 +97,9 @@ class LinkRefused(ConnectError):
     def __init__(self, code: int, detail: str) -> None:
         self.code = code
         super().__init__(detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, str(self)), {"args": self.args}
 
 
 class Disconnected(SpiceShmError):

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
 import subprocess
@@ -194,3 +195,21 @@ def test_what_is_imported_later_is_what_is_declared() -> None:
         assert getattr(spiceshm, name) is getattr(home_of("spiceshm", name), name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         spiceshm.nothing  # noqa: B018
+    assert set(spiceshm.__all__) <= set(dir(spiceshm))
+
+
+def test_the_ends_are_attributes_of_the_package() -> None:
+    script = "import spiceshm; spiceshm.client.connect; spiceshm.server.serve"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [spiceshm.RemoteProtocolError("m", "f", "d"), spiceshm.LinkRefused(7, "no"), ValueError("x")],
+)
+def test_errors_pass_between_processes(error: Exception) -> None:
+    error.args = (f"unix:/s: {error}",)
+    same = pickle.loads(pickle.dumps(error))
+    assert type(same) is type(error)
+    assert str(same) == str(error)
+    assert vars(same) == vars(error)

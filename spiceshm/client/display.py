@@ -80,6 +80,7 @@ class RemoteDisplay:
         self._segments: dict[int, MappedSegment] = {}
         self._canvas: Canvas | None = None
         self._pending: Frame | None = None
+        self._old: Frame | None = None
         self._drawn: list[region.Rect] = []
         self._arrived = trio.Event()
         self._background_reads = True
@@ -178,6 +179,8 @@ class RemoteDisplay:
 
     async def _while_attended(self) -> None:
         self._background_reads = False
+        if self._waiting:  # who waited for what was read here reads again himself
+            self._arrived.set()
         try:
             while self._attended:
                 self._needed = trio.Event()
@@ -272,6 +275,7 @@ class RemoteDisplay:
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self._drawn = []
+        self._old = None
         self._drop_pending()
 
     def _answer(self, offer: ShmOffer) -> None:
@@ -338,6 +342,9 @@ class RemoteDisplay:
         if self._pending is not None:
             frame.add_missed(self._pending)
             self._drop_pending()
+        if self._old is not None:
+            frame.add_missed(self._old)
+            self._old = None
         self._pending = frame
         self._arrived.set()
 
@@ -377,7 +384,9 @@ class RemoteDisplay:
         """Whether a frame lies here, or in the socket, that came while the program was away."""
         if trio.current_time() - self._program_left > STALE_S and self._may_read:
             self._read_what_came()
-            return self._pending is not None
+            if not self._may_be_left_to_program:
+                self._needed.set()
+            return self._pending is not None and self._pending.age > STALE_S
         return self._pending is not None and self.shared and self._pending.waited > STALE_S
 
     async def _refresh(self) -> None:
@@ -388,19 +397,18 @@ class RemoteDisplay:
         """
         old = self._pending
         assert old is not None
-        copy = old.on(self._copies.of(old.pixels))
+        self._old = copy = old.on(self._copies.of(old.pixels))
         self._drop_pending()
         self._flush()
         try:
             # Where the connection ends meanwhile, the old frame is the last one.
             with trio.move_on_after(ANSWER_S), contextlib.suppress(SpiceShmError):
-                while self._pending is None:
+                while self._old is copy:
                     await self._wait()
         finally:  # also where who asks gives up
-            if self._pending is None:
-                self._pending = copy
-            else:
-                self._pending.add_missed(copy)
+            if self._old is copy:
+                self._pending, self._old = copy, None
+                self._arrived.set()
 
     async def _wait_held(self, since: float | None) -> float:
         """Wait, but not for ever, where the program's own views are what prevents a frame.
@@ -436,6 +444,8 @@ class RemoteDisplay:
         if self._may_read:
             await self._read_for_program()
             return
+        if not self._may_be_left_to_program:
+            self._needed.set()
         if self._arrived.is_set():
             self._arrived = trio.Event()
         self._waiting += 1

@@ -46,7 +46,7 @@ class Frame:
     by DLPack); a bare address and ``pixels.base`` are not.
     """
 
-    __slots__ = ("_arrived", "_pixels", "full", "published", "rects", "serial")
+    __slots__ = ("__weakref__", "_arrived", "_pixels", "full", "published", "rects", "serial")
 
     def __init__(
         self,

@@ -214,7 +214,7 @@ class Pool:
         buffer.state = BufferState.CURRENT
         buffer.missed = []
         self.current = buffer
-        self._news = damage
+        self._news = list(damage)  # the caller may use its list again
         for reader in self.readers:
             reader.coalesced += bool(reader.damage and damage and not reader.full)
             reader.damage = region.add(reader.damage, damage)

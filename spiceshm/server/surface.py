@@ -131,7 +131,7 @@ class Surface:
 
     def _finish(self, drawing: Drawing, damage: list[Rect] | None) -> None:
         self._drawing = None
-        if damage:
+        if damage and not self._closed:
             self.pool.publish(drawing.buffer, damage, time.monotonic_ns())
             self._notify()
         else:
@@ -175,7 +175,7 @@ class Surface:
         leaves is not waited for.
         """
         await trio.lowlevel.checkpoint()
-        while any(reader.done < serial for reader in self.pool.readers):
+        while any(_owes(reader, serial) for reader in self.pool.readers):
             await self._change()
 
     def pace(self, fps: float) -> Pace:
@@ -337,9 +337,10 @@ class Surface:
         except (RuntimeError, MemoryError) as error:
             if begun and isinstance(error, RuntimeError):
                 raise
-            if not begun:
-                self._budget.give(self._size_of(buffers))
             raise MemoryRefused(f"cannot make shared memory: {str(error) or 'no memory'}") from None
+        finally:
+            if not begun:  # also where who asks gave up before
+                self._budget.give(self._size_of(buffers))
 
     def _new_segment(self, buffers: int) -> Segment:
         """Make memory that the budget has been asked for; on failure the budget has it back."""
@@ -366,7 +367,8 @@ class Surface:
         """Close retired segments that nobody looks into; the picture moves out of them first."""
         current = self.pool.current
         stuck = current is not None and current.segment in self.pool.retiring
-        if stuck and self._drawing is None and not self._closed:
+        moved = stuck and self._drawing is None and not self._closed
+        if moved:
             self.pool.publish(self.pool.begin([]), [], self.pool.published)
         gone = self.pool.collect()
         for segment in gone:
@@ -374,7 +376,7 @@ class Surface:
                 self._forgotten.discard(segment)
                 segment.wipe()
             self._drop(segment)
-        if gone:
+        if gone or moved:
             self._notify()
 
     def _notify(self) -> None:
@@ -388,6 +390,14 @@ class Surface:
         self.pool.retire(list(self.pool.segments))
         self.pool.end()
         self._give_back()
+
+
+def _owes(reader: Reader, serial: int) -> bool:
+    """Whether a frame up to this one is on its way to the reader or with it.
+
+    A serial may also be that of a picture that only moved to other memory, which nobody is sent.
+    """
+    return reader.done < serial and bool(reader.damage or reader.leases or reader.busy)
 
 
 class Pace:
@@ -424,7 +434,11 @@ class Drawing:
 
     def publish(self, damage: list[Rect] | None = None) -> None:
         """Show it. ``damage`` replaces what was named at the start and must cover it."""
-        self._end(self.damage if damage is None else damage)
+        if damage is None:
+            damage = self.damage
+        else:
+            damage = region.from_damage(damage, self._surface.width, self._surface.height)
+        self._end(damage)
 
     def abandon(self) -> None:
         """Throw it away."""

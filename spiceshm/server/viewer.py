@@ -39,6 +39,7 @@ READ_SIZE = 1 << 11
 """Bytes read from a client at once: what bounds the work of one turn, so that a client that floods
 us keeps the others waiting for milliseconds only."""
 
+AGAIN_S = 0.1
 SHARED_WINDOW = 20
 ORDINARY_WINDOW = 1
 """Each update is acknowledged by itself, so that one at most is on its way."""
@@ -101,6 +102,7 @@ class Viewer:
         self._failure: Exception | None = None
         self._left = False
         self._announced: str | None = None
+        self._unoffered = trio.Event()
 
     @property
     def shared(self) -> bool:
@@ -140,6 +142,7 @@ class Viewer:
                 self._received(memoryview(first))
                 async with open_nursery() as nursery:
                     nursery.start_soon(self._stream.flush_when_writable)
+                    nursery.start_soon(self._offer_again)
                     while True:
                         data, _ = await self._stream.receive(READ_SIZE)
                         self._received(data)
@@ -148,6 +151,14 @@ class Viewer:
         if self._failure is not None:
             raise self._failure
         raise trio.TooSlowError(f"the hand-shake took longer than {HANDSHAKE_S:g} s")
+
+    async def _offer_again(self) -> None:
+        """What could not be offered is offered later, also where nothing else happens."""
+        while True:
+            await self._unoffered.wait()
+            self._unoffered = trio.Event()
+            await trio.sleep(AGAIN_S)
+            self.published()
 
     def published(self) -> None:
         """A new frame, surface or segment is there. Never raises: a broken one ends by itself."""
@@ -232,16 +243,19 @@ class Viewer:
             self._offer(surface.pool)
         if self._machine.undecided:
             return
-        if self._machine.shared and not self._machine.refusal and not self._ids:
-            return
         if self._may_share() and self._machine.state is State.OFFERED:
             self._no_sharing = surface.why_not(self._machine.credits)
             if self._no_sharing is not None:
                 log.warning("%s: no shared memory: %s", self.peer, self._no_sharing)
-        if self._may_share() and self._machine.segments:
+        if self._may_share() and self._accepted(surface.pool):
             self._begin_shared(surface)
-        else:
+        elif not self._machine.shared or self._machine.refusal:
             self._begin_ordinary(surface)
+
+    def _accepted(self, pool: Pool) -> set[Segment]:
+        """What may be written of the memory that this client has accepted."""
+        ids, has = self._ids, self._machine.has
+        return {segment for segment in pool.segments if segment in ids and has(ids[segment])}
 
     def _may_share(self) -> bool:
         ordinary = self._machine.state in (State.ORDINARY, State.ORDINARY_EMPTY)
@@ -303,13 +317,16 @@ class Viewer:
         more, for it takes no other surface."""
         if self._machine.shared:
             self._version = -1
+            self._unoffered.set()
         else:
             self._no_sharing = why
 
     def _begin_shared(self, surface: Surface) -> None:
         pool = surface.pool
         self._scope.deadline = float("inf")
-        first = pool.current or pool.buffers[0]
+        seen = self._accepted(pool)
+        # Not always that of the picture: it may lie in memory that is about to be given back.
+        first = next(b for b in (pool.current, *pool.buffers) if b and b.segment in seen)
         self._machine.send(
             shm.SurfaceCreateShm(
                 0,
@@ -325,7 +342,7 @@ class Viewer:
         )
         self._begin(surface, self._machine.credits)
         assert self._reader is not None
-        self._reader.segments = {s for s in pool.segments if self._machine.has(self._ids[s])}
+        self._reader.segments = seen
         size = sum(segment.size for segment in pool.segments)
         self._announce(f"shared memory, {len(pool.buffers)} buffers, {size / 1e6:.1f} MB")
 

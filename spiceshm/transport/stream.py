@@ -202,6 +202,8 @@ class Stream:
                 self._blocked = trio.Event()
 
     async def _until_writable(self) -> None:
+        if self._socket.fileno() < 0:
+            raise Disconnected("the connection was closed here")
         try:
             await trio.lowlevel.wait_writable(self._socket)
         except (OSError, trio.ClosedResourceError) as error:

@@ -1,0 +1,184 @@
+"""Who reads the client's channel: the program that waits, or the background, and between the two
+nothing is lost, nobody is forgotten, and no older frame comes after a newer one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+import spiceshm
+from spiceshm.client import Frame
+from spiceshm.client import display as client_display
+from spiceshm.client.display import RemoteDisplay
+from spiceshm.transport import Stream
+from tests.test_library import both_ends, next_frame, picture, rgb, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/display.sock"
+
+
+@pytest.fixture
+def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The background comes only where it is called, never because time has passed."""
+    monkeypatch.setattr(client_display, "AWAY_S", 1e6)
+
+
+async def look_and_draw(surface: spiceshm.Surface, remote: RemoteDisplay, frames: int) -> None:
+    """So many frames, each drawn when the one before was seen."""
+    with trio.fail_after(10):
+        for step in range(frames):
+            surface.draw(picture(step))
+            await until(remote, picture(step))
+
+
+@pytest.mark.usefixtures("no_help")
+async def test_the_byte_behind_an_offer_may_be_late(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Stream._try_send
+    kept: list[int] = []
+
+    def late(stream: Stream, data: Any, descriptors: Any) -> Any:
+        if descriptors and len(kept) < 5:
+            kept.append(len(data))
+            return memoryview(data), descriptors
+        return send(stream, data, descriptors)
+
+    async with both_ends(address) as (_, surface, remote):
+        await look_and_draw(surface, remote, 3)
+        monkeypatch.setattr(Stream, "_try_send", late)
+        surface.join(8)  # memory grows, and is offered
+        await look_and_draw(surface, remote, 30)
+        with trio.fail_after(10):
+            while not kept:
+                await trio.sleep(0.001)
+        await look_and_draw(surface, remote, 30)
+
+
+@pytest.mark.usefixtures("no_help")
+async def test_answers_may_wait_for_a_full_socket(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Stream._try_send
+
+    async with both_ends(address) as (_, surface, remote):
+        await look_and_draw(surface, remote, 3)
+        for _ in range(5):
+            full = [1]
+
+            def once(stream: Stream, data: Any, descriptors: Any, full: list[int] = full) -> Any:
+                if stream is remote._stream and full:
+                    full.pop()
+                    return memoryview(data), descriptors
+                return send(stream, data, descriptors)
+
+            monkeypatch.setattr(Stream, "_try_send", once)
+            await look_and_draw(surface, remote, 4)
+            assert not full
+
+
+async def test_a_fresh_frame_is_given_at_once_to_who_was_away(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await look_and_draw(surface, remote, 3)
+        monkeypatch.setattr(client_display, "STALE_S", 0.0)
+        monkeypatch.setattr(client_display, "AWAY_S", 1e6)
+        monkeypatch.setattr(Frame, "age", property(lambda _: -1.0))
+        monkeypatch.setattr(RemoteDisplay, "_refresh", None)  # it would copy and ask
+        surface.draw(picture(3))
+        await trio.sleep(0.02)
+        frame = await next_frame(remote)
+        assert np.array_equal(rgb(frame.pixels), rgb(picture(3)))
+
+
+async def away(remote: RemoteDisplay) -> None:
+    """Until the background reads."""
+    with trio.fail_after(10):
+        while not remote._background_reads:
+            await trio.sleep(0.01)
+
+
+async def test_of_two_who_wait_one_gives_up_an_old_frame(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await until(remote, picture(0))
+        await away(remote)
+        surface.draw(picture(1))
+        await trio.sleep(0.05)  # it is old now, and is about to be exchanged
+        seen: list[Frame] = []
+
+        async def wait(scope: trio.CancelScope) -> None:
+            with scope:
+                seen.append(await next_frame(remote))
+
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope() for _ in range(2)]
+            for scope in scopes:
+                nursery.start_soon(wait, scope)
+                await trio.testing.wait_all_tasks_blocked()
+            scopes[0].cancel()
+        assert len(seen) >= 1
+
+
+async def test_serials_rise_for_two_who_wait(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await until(remote, picture(0))
+        for _ in range(5):
+            await away(remote)
+            surface.draw(picture(1))
+            await trio.sleep(0.02)
+            serials: list[int] = []
+
+            async def wait(serials: list[int] = serials) -> None:
+                serials.append((await next_frame(remote)).serial)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                surface.draw(picture(2))
+                with trio.fail_after(10):
+                    while len(serials) < 2:
+                        await trio.sleep(0.06)
+                        surface.draw(picture(3))
+            assert serials == sorted(serials)
+
+
+async def test_a_mode_change_while_an_old_frame_is_exchanged(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        await until(remote, picture(0))
+        surface.draw(picture(1))
+        await trio.sleep(0.05)
+
+        async def change() -> None:
+            await trio.sleep(0.01)
+            new = display.create_surface(64, 48)
+            await trio.sleep(0.1)
+            new.draw(picture(2, 64, 48))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            frame = await next_frame(remote)
+            assert (frame.width, frame.height) == (remote.width, remote.height)
+
+
+async def test_closing_while_bytes_wait_is_no_other_error(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        await until(remote, picture(0))
+        stream = remote._stream
+        assert stream is not None
+        stream._unsent.append((memoryview(b"x"), ()))
+        stream._blocked.set()  # as where the kernel takes nothing
+        remote.fail(spiceshm.Disconnected("over"))
+        with pytest.raises(spiceshm.Disconnected, match="over"):
+            await next_frame(remote)
