@@ -91,6 +91,7 @@ class RemoteDisplay:
         self._waiting = 0
         self._failure: SpiceShmError | None = None
         self._given: Frame | None = None
+        self._warned = False
         self._leases: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
         self._in_step = False
@@ -416,12 +417,14 @@ class RemoteDisplay:
         ``since`` is when that began, None for now; it is returned. A frame is not all that may
         come meanwhile.
         """
-        now = trio.current_time()
-        began = now if since is None else since
-        if now < began + HELD_WARNING_S:
+        began = since
+        if began is None:
+            began, self._warned = trio.current_time(), False
+        if not self._warned:
             with trio.move_on_at(began + HELD_WARNING_S):
                 await self._wait()
                 return began
+            self._warned = True
             log.warning("%s", self._held())
         with trio.move_on_at(began + HELD_LIMIT_S):
             await self._wait()
