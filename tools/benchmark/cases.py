@@ -205,7 +205,7 @@ def _pixels() -> Iterator[tuple[str, Work]]:
 def all_cases() -> dict[str, Case]:
     """Every case by name."""
     both = {*_QUICK, "window-8-two", "window-8-one", "size-4k", "size-vga"}
-    ours = {*both, "readers-8-shm", "readers-8-unix", *(name for name, _ in _unblocked())}
+    ours = {*both, "readers-8-shm", "readers-8-unix"}
     made: list[Case] = []
     for name, work in (*_paced(), *_windows(), *_sizes()):
         made.append(_floor_case(name, work, name in both))

@@ -26,7 +26,7 @@ def describe() -> dict[str, str | float]:
         "compiler": _compiler(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         **{name: version for name in _PACKAGES if (version := _version(name))},
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
