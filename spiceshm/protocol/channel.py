@@ -221,7 +221,7 @@ class Channel:
         state = self._table[self.state].get(type(message))
         if state is None:
             raise LocalProtocolError(message.title, "", f"not allowed in state {self.state.name}")
-        body = hot.pack(message)
+        body = message.packed
         self._check_sent(message)
         if self._tracing:
             trace.debug("> %s", message)

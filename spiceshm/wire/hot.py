@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from itertools import chain
 from struct import Struct
-from struct import error as StructError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import construct
 import numpy as np
@@ -21,9 +20,7 @@ from .shm import ShmDamage, ShmDamageHandled
 from .types import MAX_RECTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from .message import Message
+    from collections.abc import Sequence
 
 
 def derive(layout: construct.Struct) -> Struct:
@@ -76,26 +73,6 @@ def read_damage(view: memoryview, at: int) -> tuple[ShmDamage, int] | None:
     return damage, end
 
 
-def pack_damage(message: ShmDamage) -> bytes:
-    """Equal to ``message.packed``, also in what it raises."""
-    rects = np.asarray(message.rects)
-    if rects.ndim == 2 and rects.shape[1] == 4 and 1 <= len(rects) <= MAX_RECTS:
-        m = message
-        try:
-            return damage_body(
-                m.surface_id,
-                m.segment_id,
-                m.shm_offset,
-                m.serial,
-                m.published,
-                m.flags,
-                rects.tolist(),
-            )
-        except (StructError, OverflowError):
-            pass
-    return message.packed
-
-
 def damage_body(
     surface: int,
     segment: int,
@@ -124,26 +101,6 @@ def read_handled(view: memoryview, at: int) -> tuple[ShmDamageHandled, int] | No
     return handled, end
 
 
-def pack_handled(message: ShmDamageHandled) -> bytes:
-    """Equal to ``message.packed``, also in what it raises."""
-    try:
-        return handled_body(message.surface_id, message.serial)
-    except StructError:
-        return message.packed
-
-
 def handled_body(surface: int, serial: int) -> bytes:
     """The body of a ShmDamageHandled of these values."""
     return _HANDLED.pack(surface, 0, serial)
-
-
-_PACKERS: dict[type[Message], Callable[[Any], bytes]] = {
-    ShmDamage: pack_damage,
-    ShmDamageHandled: pack_handled,
-}
-
-
-def pack(message: Message) -> bytes:
-    """Write a body by the quickest codec that there is for its kind."""
-    packer = _PACKERS.get(type(message))
-    return packer(message) if packer else message.packed
