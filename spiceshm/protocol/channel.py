@@ -196,7 +196,7 @@ class Channel:
         return state
 
     def _check_received(self, message: Message) -> None:
-        """What the table cannot say; a channel with more to check overrides it and calls this."""
+        """What the table cannot say; a channel with more to check overrides it."""
 
     def _answer(self, message: Message) -> None:
         """What SPICE wants done about messages of all channels."""
