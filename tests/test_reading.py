@@ -13,7 +13,7 @@ import trio.testing
 import spiceshm
 from spiceshm.client import Frame
 from spiceshm.client import display as client_display
-from spiceshm.client.display import RemoteDisplay
+from spiceshm.client.display import DisplayChannel
 from spiceshm.transport import Stream
 from tests.test_library import both_ends, next_frame, picture, rgb, until
 
@@ -33,7 +33,9 @@ def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_display, "AWAY_S", 1e6)
 
 
-async def look_and_draw(surface: spiceshm.Surface, remote: RemoteDisplay, frames: int) -> None:
+async def look_and_draw(
+    surface: spiceshm.Surface, remote: spiceshm.RemoteDisplay, frames: int
+) -> None:
     """So many frames, each drawn when the one before was seen."""
     with trio.fail_after(10):
         for step in range(frames):
@@ -77,7 +79,7 @@ async def test_answers_may_wait_for_a_full_socket(
             full = [1]
 
             def once(stream: Stream, data: Any, descriptors: Any, full: list[int] = full) -> Any:
-                if stream is remote._stream and full:
+                if stream is remote._channel._stream and full:
                     full.pop()
                     return memoryview(data), descriptors
                 return send(stream, data, descriptors)
@@ -95,17 +97,17 @@ async def test_a_fresh_frame_is_given_at_once_to_who_was_away(
         monkeypatch.setattr(client_display, "STALE_S", 0.0)
         monkeypatch.setattr(client_display, "AWAY_S", 1e6)
         monkeypatch.setattr(Frame, "age", property(lambda _: -1.0))
-        monkeypatch.setattr(RemoteDisplay, "_refresh", None)  # it would copy and ask
+        monkeypatch.setattr(DisplayChannel, "_refresh", None)  # it would copy and ask
         surface.draw(picture(3))
         await trio.sleep(0.02)
         frame = await next_frame(remote)
         assert np.array_equal(rgb(frame.pixels), rgb(picture(3)))
 
 
-async def away(remote: RemoteDisplay) -> None:
+async def away(remote: spiceshm.RemoteDisplay) -> None:
     """Until the background reads."""
     with trio.fail_after(10):
-        while not remote._background_reads:
+        while not remote._channel._background_reads:
             await trio.sleep(0.01)
 
 
@@ -175,10 +177,10 @@ async def test_a_mode_change_while_an_old_frame_is_exchanged(address: str) -> No
 async def test_closing_while_bytes_wait_is_no_other_error(address: str) -> None:
     async with both_ends(address) as (_, _, remote):
         await until(remote, picture(0))
-        stream = remote._stream
+        stream = remote._channel._stream
         assert stream is not None
         stream._unsent.append((memoryview(b"x"), ()))
         stream._blocked.set()  # as where the kernel takes nothing
-        remote.fail(spiceshm.Disconnected("over"))
+        remote._channel.fail(spiceshm.Disconnected("over"))
         with pytest.raises(spiceshm.Disconnected, match="over"):
             await next_frame(remote)

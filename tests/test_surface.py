@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import spiceshm
-from spiceshm.client.display import RemoteDisplay
+from spiceshm.client.display import DisplayChannel
 from spiceshm.memory import Segment
 from tests.test_library import (
     HEIGHT,
@@ -36,7 +36,7 @@ def address(tmp_path: Path) -> str:
     return f"unix:{tmp_path}/display.sock"
 
 
-async def look(remote: RemoteDisplay) -> None:
+async def look(remote: spiceshm.RemoteDisplay) -> None:
     async for _ in remote.frames():
         pass
 
@@ -197,10 +197,10 @@ async def test_no_descriptor_for_the_second_piece_of_a_new_surface(
     """The first offer is answered late, when there is more memory that cannot be offered."""
     async with both_ends(address) as (display, _, remote):
         await until(remote, picture(0))
-        answer, duplicate = RemoteDisplay._answer, Segment.duplicate
-        held: list[tuple[RemoteDisplay, Any]] = []
+        answer, duplicate = DisplayChannel._answer, Segment.duplicate
+        held: list[tuple[DisplayChannel, Any]] = []
         monkeypatch.setattr(
-            RemoteDisplay, "_answer", lambda display, offer: held.append((display, offer))
+            DisplayChannel, "_answer", lambda display, offer: held.append((display, offer))
         )
         surface = display.create_surface(WIDTH, HEIGHT)
         await asked_again(lambda: bool(held))
@@ -213,7 +213,7 @@ async def test_no_descriptor_for_the_second_piece_of_a_new_surface(
             return none_left(segment)
 
         monkeypatch.setattr(Segment, "duplicate", refuse)
-        monkeypatch.setattr(RemoteDisplay, "_answer", answer)
+        monkeypatch.setattr(DisplayChannel, "_answer", answer)
         for who, offer in held:
             answer(who, offer)
             who._flush()

@@ -21,7 +21,7 @@ import construct
 import numpy as np
 import pytest
 
-from spiceshm.client.display import RemoteDisplay
+from spiceshm.client.display import DisplayChannel
 from spiceshm.errors import LocalProtocolError, RemoteProtocolError
 from spiceshm.fds import Descriptor
 from spiceshm.protocol import (
@@ -595,7 +595,7 @@ async def test_client_refuses_an_offer(row: Row) -> None:
 def answer_of(machine: ClientDisplay, offer: Message, *, wanted: bool = True) -> bytes:
     """What the client answers an offer, by the code that answers servers."""
     assert isinstance(offer, ShmOffer)
-    remote = RemoteDisplay(parse_address("unix:/nowhere"), "auto" if wanted else "off", 3)
+    remote = DisplayChannel(parse_address("unix:/nowhere"), "auto" if wanted else "off", 3)
     remote._machine = machine
     remote._answer(offer)
     [answer] = machine.data_to_send()

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import trio
@@ -37,7 +37,7 @@ from .canvas import Canvas
 from .frame import Copies, Frame, Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
@@ -57,8 +57,8 @@ _COMPRESSION_OFF = 1
 Sharing = Literal["auto", "off", "require"]
 
 
-class RemoteDisplay:
-    """A display that somebody else draws; made by `connect`.
+class DisplayChannel:
+    """The display channel's end; `RemoteDisplay` is what a program sees of it.
 
     ``width`` and ``height`` are in pixels and change when the server changes its mode. ``reason``
     says why memory is not shared, None while it is. ``segment_bytes`` of the server's memory are
@@ -109,15 +109,6 @@ class RemoteDisplay:
     def wire_bytes(self) -> int:
         """Bytes through the display channel's socket so far, both ways."""
         return self._stream.bytes_received + self._stream.bytes_sent if self._stream else 0
-
-    def frames(self) -> Frames:
-        """Frames as they come, newest first, never a backlog: ``async for frame in ...``.
-
-        A frame is released when the next one is asked for. Raises Disconnected when the server
-        goes, and FramesHeld when views of earlier frames, that you kept, hold all that the server
-        lends for longer than 5 s.
-        """
-        return Frames(self)
 
     # Opening
 
@@ -359,7 +350,7 @@ class RemoteDisplay:
         return self._pending is not None or bool(self._drawn)
 
     async def next_frame(self) -> Frame:
-        """The next step of `Frames`."""
+        """The next step of `spiceshm.client.Frames`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._given is not None:
             self._release(self._given)
@@ -500,19 +491,6 @@ class RemoteDisplay:
         self.fail(Disconnected("the connection was closed here"))
         self._machine.close()
         self._segments.clear()
-
-
-class Frames:
-    """The iterator that `RemoteDisplay.frames` gives."""
-
-    def __init__(self, remote: RemoteDisplay) -> None:
-        self._remote = remote
-
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Coroutine[None, None, Frame]:
-        return self._remote.next_frame()
 
 
 async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:

@@ -16,7 +16,8 @@ from ..transport import Address, Stream, default_address, open_stream, parse_add
 from ..wire import Sender, main
 from ..wire.shm import MAX_CREDITS
 from ..wire.types import ChannelType, DisplayCap
-from .display import HANDSHAKE_S, RemoteDisplay, Sharing
+from .display import HANDSHAKE_S, DisplayChannel, Sharing
+from .remote import RemoteDisplay
 
 log = logging.getLogger("spiceshm.client")
 
@@ -48,42 +49,91 @@ async def connect(
     async with open_nursery() as nursery:
         with contextlib.ExitStack() as stack:
             try:
+                channel = DisplayChannel(place, shm, credits)
+                stack.callback(channel.close)
+                session = Session(channel, password, nursery, stack)
                 with _deadline(place):
-                    remote = RemoteDisplay(place, shm, credits)
-                    stack.callback(remote.close)
-                    await _open(remote, password, nursery, stack)
-                if shm == "require" and not remote.shared:
-                    raise MemoryRefused(f"{place}: memory is not shared: {remote.reason}")
-                yield remote
+                    await session.begin()
+                if shm == "require" and not channel.shared:
+                    raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
+                yield RemoteDisplay(channel)
             finally:
                 nursery.cancel_scope.cancel()  # before the sockets close under its tasks
 
 
-async def _open(
-    remote: RemoteDisplay, password: str, nursery: trio.Nursery, stack: contextlib.ExitStack
-) -> None:
-    """Open main and display channel and wait for the first picture."""
-    place = remote.address
-    with _named(place):
-        main_stream, main_link = await _open_channel(stack, place, password, ChannelType.MAIN)
-        session = _MainChannel(main_stream, main_link)
-        session_id = await session.begin()
-        stream, link = await _open_channel(stack, place, password, ChannelType.DISPLAY, session_id)
-        remote.open(stream, link)
-    nursery.start_soon(_run, remote, session.read)
-    nursery.start_soon(_run, remote, partial(remote.read, link.rest))
-    nursery.start_soon(_run, remote, stream.flush_when_writable)
-    await remote.first_frame()
-    how = "shared memory" if remote.shared else f"ordinary SPICE: {remote.reason}"
-    log.info("%s: %dx%d, %s", place, remote.width, remote.height, how)
+class Session:
+    """The channels of one session: main and display from the beginning, others when used."""
 
+    def __init__(
+        self,
+        display: DisplayChannel,
+        password: str,
+        nursery: trio.Nursery,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._display = display
+        self._password = password
+        self._nursery = nursery
+        self._stack = stack
+        self._session_id = 0
 
-async def _run(remote: RemoteDisplay, task: Callable[[], Awaitable[None]]) -> None:
-    """Run a background task; its end is the end of the connection, told to who waits."""
-    try:
-        await task()
-    except (ProtocolError, Disconnected) as error:
-        remote.fail(error)
+    async def begin(self) -> None:
+        """Open main and display channel and wait for the first picture."""
+        display = self._display
+        main_stream, main_link = await self.open(ChannelType.MAIN)
+        with _named(display.address):
+            main_channel = _MainChannel(main_stream, main_link)
+            self._session_id = await main_channel.begin()
+        stream, link = await self.open(ChannelType.DISPLAY)
+        with _named(display.address):
+            display.open(stream, link)
+        self.run(main_channel.read)
+        self.run(partial(display.read, link.rest))
+        self.run(stream.flush_when_writable)
+        await display.first_frame()
+        how = "shared memory" if display.shared else f"ordinary SPICE: {display.reason}"
+        log.info("%s: %dx%d, %s", display.address, display.width, display.height, how)
+
+    def run(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task; its end is the end of the connection, told to who waits."""
+
+        async def ended() -> None:
+            try:
+                await task()
+            except (ProtocolError, Disconnected) as error:
+                self._display.fail(error)
+
+        self._nursery.start_soon(ended)
+
+    async def open(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
+        """Connect one channel and go through its link phase.
+
+        Raises RemoteProtocolError, Disconnected, LinkRefused.
+        """
+        caps: frozenset[int] = frozenset()
+        if channel is ChannelType.DISPLAY:
+            caps = frozenset(
+                {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
+            )
+        place = self._display.address
+        with _named(place):
+            stream = await open_stream(place, descriptors=channel is ChannelType.DISPLAY)
+            self._stack.callback(stream.close)
+            link = ClientLink(
+                connection_id=self._session_id,
+                channel_type=channel,
+                channel_id=0,
+                channel_caps=caps,
+                password=self._password.encode(),
+            )
+            while not link.done:
+                stream.send(link.data_to_send())
+                await stream.drain()
+                data, descriptors = await stream.receive(link.bytes_wanted)
+                for descriptor in descriptors:
+                    descriptor.close()
+                link.receive_data(bytes(data))
+        return stream, link
 
 
 @contextlib.contextmanager
@@ -105,38 +155,6 @@ def _deadline(place: Address) -> Iterator[None]:
         raise ConnectError(
             f"{place}: nothing was shown within {HANDSHAKE_S:g} s of connecting"
         ) from None
-
-
-async def _open_channel(
-    stack: contextlib.ExitStack,
-    place: Address,
-    password: str,
-    channel: ChannelType,
-    session_id: int = 0,
-) -> tuple[Stream, ClientLink]:
-    """Connect one channel and go through its link phase."""
-    caps: frozenset[int] = frozenset()
-    if channel is ChannelType.DISPLAY:
-        caps = frozenset(
-            {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
-        )
-    stream = await open_stream(place, descriptors=channel is ChannelType.DISPLAY)
-    stack.callback(stream.close)
-    link = ClientLink(
-        connection_id=session_id,
-        channel_type=channel,
-        channel_id=0,
-        channel_caps=caps,
-        password=password.encode(),
-    )
-    while not link.done:
-        stream.send(link.data_to_send())
-        await stream.drain()
-        data, descriptors = await stream.receive(link.bytes_wanted)
-        for descriptor in descriptors:
-            descriptor.close()
-        link.receive_data(bytes(data))
-    return stream, link
 
 
 class _MainChannel:
