@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "spiceshm"
 
 FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("errors", "region", "fds", "scancodes"): (PACKAGE,),
+    ("errors", "region", "fds", "scancodes", "events"): (PACKAGE,),
     ("nursery",): (PACKAGE, "!errors"),
     ("wire",): (PACKAGE, "!wire", "!errors"),
     ("protocol",): (PACKAGE, "!protocol", "!wire", "!errors", "!fds"),
