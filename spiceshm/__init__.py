@@ -28,6 +28,7 @@ from .errors import (
     RemoteProtocolError,
     SourceError,
     SpiceShmError,
+    Timeout,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "SourceError",
     "SpiceShmError",
     "Surface",
+    "Timeout",
     "ViewerStats",
     "connect",
     "serve",

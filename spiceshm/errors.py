@@ -10,6 +10,7 @@
     │   └── LinkRefused            the server said no during the link phase
     ├── Disconnected               the peer went away
     ├── MemoryRefused              memory cannot be had, or an offered segment must not be used
+    ├── Timeout                    what was waited for did not happen in time
     ├── FramesHeld                 every frame that the server lends is held by the program's views
     └── SourceError                what is to be shown cannot be shown
 
@@ -115,6 +116,10 @@ class MemoryRefused(SpiceShmError):
     def __init__(self, detail: str, reason: Refusal = Refusal.NONE) -> None:
         self.reason = reason
         super().__init__(detail)
+
+
+class Timeout(SpiceShmError, TimeoutError):
+    """What was waited for did not happen in time; the text says what that was."""
 
 
 class FramesHeld(SpiceShmError):

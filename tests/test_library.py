@@ -653,7 +653,7 @@ async def test_serials_go_on_where_shared_memory_ends(
             last = await until(remote, picture(step))
         serial = last.serial
         assert serial == surface.serial
-        monkeypatch.setattr(remote, "_wish", "off")  # it takes no more memory
+        monkeypatch.setattr(remote._channel, "wish", "off")  # it takes no more memory
         surface.join(8)
         surface.draw(picture(5))
         with trio.fail_after(10):
@@ -828,8 +828,13 @@ async def test_publishing_waits_for_nobody_makes_no_memory_and_sends_once_to_who
             await asked_again(lambda: accepted(surface))
             surface.draw(picture(1))
             surface.draw(picture(2))
-            await trio.testing.wait_all_tasks_blocked()
+
+            def held() -> list[int]:
+                return sorted(viewer.stats.held_frames for viewer in display.viewers)
+
             # Two clients hold the one frame that they may, the third one of eight.
+            await asked_again(lambda: held() == [1, 1, 1])
+            await trio.testing.wait_all_tasks_blocked()
             sent: list[str] = []
             send = Stream._try_send
 
@@ -844,8 +849,7 @@ async def test_publishing_waits_for_nobody_makes_no_memory_and_sends_once_to_who
                 surface.draw(picture(step))
             assert display.shm_bytes == memory
             assert len(sent) == 7
-            stats = [viewer.stats for viewer in display.viewers]
-            assert sorted(one.held_frames for one in stats) == [1, 1, 8]
+            assert held() == [1, 1, 8]
 
 
 async def test_who_cannot_be_offered_new_memory_waits_for_it(

@@ -13,6 +13,7 @@ import trio.testing
 import spiceshm
 from spiceshm.client import Frame
 from spiceshm.client import display as client_display
+from spiceshm.client import reading as client_reading
 from spiceshm.client.display import DisplayChannel
 from spiceshm.transport import Stream
 from tests.test_library import both_ends, next_frame, picture, rgb, until
@@ -30,7 +31,7 @@ def address(tmp_path: Path) -> str:
 @pytest.fixture
 def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """The background comes only where it is called, never because time has passed."""
-    monkeypatch.setattr(client_display, "AWAY_S", 1e6)
+    monkeypatch.setattr(client_reading, "AWAY_S", 1e6)
 
 
 async def look_and_draw(
@@ -95,9 +96,9 @@ async def test_a_fresh_frame_is_given_at_once_to_who_was_away(
     async with both_ends(address) as (_, surface, remote):
         await look_and_draw(surface, remote, 3)
         monkeypatch.setattr(client_display, "STALE_S", 0.0)
-        monkeypatch.setattr(client_display, "AWAY_S", 1e6)
+        monkeypatch.setattr(client_reading, "AWAY_S", 1e6)
         monkeypatch.setattr(Frame, "age", property(lambda _: -1.0))
-        monkeypatch.setattr(DisplayChannel, "_refresh", None)  # it would copy and ask
+        monkeypatch.setattr(DisplayChannel, "_catch_up", None)  # it would copy and ask
         surface.draw(picture(3))
         await trio.sleep(0.02)
         frame = await next_frame(remote)
@@ -107,7 +108,7 @@ async def test_a_fresh_frame_is_given_at_once_to_who_was_away(
 async def away(remote: spiceshm.RemoteDisplay) -> None:
     """Until the background reads."""
     with trio.fail_after(10):
-        while not remote._channel._background_reads:
+        while not remote._channel.reading._background_reads:
             await trio.sleep(0.01)
 
 

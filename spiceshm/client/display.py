@@ -1,10 +1,10 @@
-"""A display seen from the client: maps what is offered, hands out frames, newest first.
+"""The display channel's client end: maps what is offered, hands out frames, newest first.
 
-Strategy: whoever waits for a frame reads the display channel himself, for a frame that another
-task hands over comes a turn of the scheduler later. A task in the background reads while nobody
-does, and always in ordinary SPICE; one more reads main and answers PINGs. A program that looks gets
-the newest frame that arrived; damage of frames that it never looked at is added to that of the one
-it gets. Nothing queues.
+Strategy: a program that looks gets the newest frame that arrived; damage of frames that it never
+looked at is added to that of the one it gets. Nothing queues. In a loop over frames each is given
+back at the next step, so that a source may go in step with it; a frame that was looked at otherwise
+lasts as long as the program has it: on memory of our own from the next look on. Who reads the
+channel is told in `reading`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,6 @@ from ..errors import (
     MemoryRefused,
     ProtocolError,
     Refusal,
-    RemoteProtocolError,
     SpiceShmError,
 )
 from ..memory import MappedSegment
@@ -34,7 +34,9 @@ from ..wire import Message, display, shm
 from ..wire.shm import ShmDamage, ShmOffer
 from ..wire.types import DisplayCap
 from .canvas import Canvas
+from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
+from .reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +46,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spiceshm.client")
 
-HANDSHAKE_S = 10.0
 MOST_DRAWN = 256
 STALE_S = 0.01
 ANSWER_S = 0.05
-AWAY_S = 0.1
-"""After so long without somebody who waits for frames the channel is read in the background."""
+KEEP_S = 0.02
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
 
@@ -73,32 +73,29 @@ class DisplayChannel:
         self.reason: str | None = None
         self.segment_bytes = 0
         self.pixel_bytes = 0
-        self._wish = shm_wish
+        self.wish = shm_wish
         self._credits = credits
+        self.last_look = Moment(-1)
+        self.changes = Changes()
+        self.heard = time.monotonic()
         self._stream: Stream | None = None
+        self._reading: Reading | None = None
         self._machine = ClientDisplay()
         self._segments: dict[int, MappedSegment] = {}
         self._canvas: Canvas | None = None
-        self._pending: Frame | None = None
-        self._old: Frame | None = None
+        self._new_canvas = False
         self._drawn: list[region.Rect] = []
-        self._arrived = trio.Event()
-        self._background_reads = True
-        self._needed = trio.Event()
-        self._unwatched = False
-        self._program_reads = False
-        self._program_left = float("-inf")
-        self._waiting = 0
-        self._failure: SpiceShmError | None = None
+        self._ordinary_serial = 0
+        self._pending: Frame | None = None
         self._given: Frame | None = None
-        self._warned = False
+        self._looped: Frame | None = None
+        self._copies = Copies()
         self._leases: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
         self._in_step = False
+        self._freed: float | None = None
+        self._warned = False
         self._token = trio.lowlevel.current_trio_token()
-        self._ordinary_serial = 0
-        self._copies = Copies()
-        self._new_canvas = False
 
     @property
     def shared(self) -> bool:
@@ -110,6 +107,11 @@ class DisplayChannel:
         """Bytes through the display channel's socket so far, both ways."""
         return self._stream.bytes_received + self._stream.bytes_sent if self._stream else 0
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since something came from the server."""
+        return time.monotonic() - self.heard
+
     # Opening
 
     def open(self, stream: Stream, link: ClientLink) -> None:
@@ -117,6 +119,7 @@ class DisplayChannel:
         self._stream = stream
         offered = DisplayCap.SHARED_MEMORY in link.caps
         self._machine = ClientDisplay(mini=link.mini, shareable=offered)
+        self._reading = Reading(self.address, stream, self._machine, self._received)
         if not offered:
             self.reason = (
                 "the server does not share memory"
@@ -131,101 +134,37 @@ class DisplayChannel:
     async def first_frame(self) -> None:
         """Wait for the first complete picture. Raises what ended the connection before it."""
         while not self._something_new:
-            await self._wait()
+            await self.reading.wait()
+        self.last_look = Moment(self.changes.newest)
+
+    async def picture(self) -> Frame:
+        """The first picture, on memory of our own: it outlasts this channel."""
+        await self.first_frame()
+        frame = self._give()
+        self._make_own(frame)
+        return frame
+
+    def show(self, frame: Frame) -> None:
+        """That was seen elsewhere; it is the last that the program was given."""
+        self._given = frame
+        self.last_look = self.last_look._replace(serial=frame.serial)
 
     # The display channel
 
-    async def read(self, first: bytes) -> None:
-        """Read the channel while the program does not; ``first`` came behind the link phase."""
-        stream = self._stream
-        assert stream is not None
-        self._received(first, ())
-        while self._failure is None:
-            if self._attended:
-                await self._while_attended()
-            elif stream.pending:  # a server that does not read our answers is not read either
-                await stream.settled()
-            elif self._machine.awaits_descriptor:
-                self._received(*await _in_time(stream))
-            else:
-                self._received(*await stream.receive())
-
     @property
-    def _attended(self) -> bool:
-        """Whether the program reads the channel, or did a moment ago and so may do again."""
-        if self._failure is not None or not self._may_be_left_to_program:
-            return False
-        return self._program_reads or trio.current_time() - self._program_left < AWAY_S
+    def reading(self) -> Reading:
+        """Who reads; once the channel is open."""
+        assert self._reading is not None
+        return self._reading
 
-    @property
-    def _may_read(self) -> bool:
-        """Whether the task that asks can read the channel itself."""
-        taken = self._background_reads or self._program_reads or self._failure is not None
-        return not taken and self._may_be_left_to_program
-
-    @property
-    def _may_be_left_to_program(self) -> bool:
-        assert self._stream is not None
-        machine = self._machine
-        return machine.shared and not self._stream.pending and not machine.awaits_descriptor
-
-    async def _while_attended(self) -> None:
-        self._background_reads = False
-        if self._waiting:  # who waited for what was read here reads again himself
-            self._arrived.set()
-        try:
-            while self._attended:
-                self._needed = trio.Event()
-                left = self._program_left
-                with trio.move_on_after(AWAY_S):
-                    await self._needed.wait()
-                if self._program_reads and self._program_left == left:
-                    # It waits and nothing comes: then there is nothing to look after.
-                    self._unwatched = True
-                    await self._needed.wait()
-                    self._unwatched = False
-        finally:
-            self._background_reads = True
-            self._unwatched = False
-
-    async def _read_for_program(self) -> None:
-        """Wait for whatever comes next. Raises what ended the connection."""
-        assert self._stream is not None
-        self._program_reads = True
-        try:
-            self._received(*await self._stream.receive())
-        except (ProtocolError, Disconnected) as error:
-            raise self.fail(error) from None
-        finally:
-            self._program_reads = False
-            self._program_left = trio.current_time()
-            if self._unwatched or not self._may_be_left_to_program:
-                self._needed.set()
-            if self._waiting:  # others take over
-                self._arrived.set()
-
-    def _read_what_came(self) -> None:
-        """What was sent while neither the program nor the background read."""
-        assert self._stream is not None
-        try:
-            received = self._stream.receive_now()
-            if received is not None:
-                self._received(*received)
-        except (ProtocolError, Disconnected) as error:
-            raise self.fail(error) from None
-
-    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
-        """The connection is over: whoever waits is told why. Returns the first such error."""
-        if self._failure is None:
-            error.args = (f"{self.address}: {error}",)
-            self._failure = error
-        if self._stream is not None:
-            self._stream.close()
-        self._arrived.set()
-        self._needed.set()
-        return self._failure
+    def fail(self, error: ProtocolError | Disconnected) -> None:
+        """The connection is over: whoever waits is told why."""
+        if self._reading is not None:
+            self._reading.fail(error)
 
     def _received(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> None:
+        self.heard = time.monotonic()
+        drawn_before = len(self._drawn)
         for message in self._machine.receive_data(data, descriptors):
             if type(message) is ShmDamage:
                 self._damage(message)
@@ -233,13 +172,20 @@ class DisplayChannel:
                 self._draw(message)
             else:
                 self._cold(message)
+        if self._canvas is not None:
+            self._note_drawn(drawn_before)
+        if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
+            self.reading.program_left = trio.current_time()
+        self._flush()
+
+    def _note_drawn(self, before: int) -> None:
+        """In ordinary SPICE whatever was drawn by what came at once counts as one frame."""
+        if new := self._drawn[before:]:
+            self._ordinary_serial += 1
+            self.changes.note(self._ordinary_serial, 0, np.array(new, "<i4"))
+            self.reading.arrived()
         if len(self._drawn) > MOST_DRAWN:
             self._drawn = region.merge(self._drawn)
-        if self._drawn:
-            self._arrived.set()
-        if self._waiting and self._something_new:  # who waits is woken, and will read himself
-            self._program_left = trio.current_time()
-        self._flush()
 
     def _cold(self, message: Message) -> None:
         if isinstance(message, ShmOffer):
@@ -267,7 +213,6 @@ class DisplayChannel:
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self._drawn = []
-        self._old = None
         self._drop_pending()
 
     def _answer(self, offer: ShmOffer) -> None:
@@ -277,7 +222,7 @@ class DisplayChannel:
             fault = self._machine.fault(offer)
             if fault:
                 raise MemoryRefused(f"the offer's {fault} is malformed", Refusal.MALFORMED)
-            if self._wish == "off":
+            if self.wish == "off":
                 raise MemoryRefused("shared memory was not wanted", Refusal.NOT_WANTED)
             if offer.handle != shm.HANDLE_DESCRIPTOR:
                 raise MemoryRefused(f"memory of kind {offer.handle} is not known", Refusal.HANDLE)
@@ -300,6 +245,8 @@ class DisplayChannel:
             damage.shm_offset, self.width, self.height, self._stride
         )
         self._leases[damage.serial] = Lease(pixels, self._lease_ended, damage.serial)
+        self._freed = None
+        self.changes.note(damage.serial, damage.published, damage.rects)
         self._offer_frame(
             Frame(
                 pixels,
@@ -307,6 +254,7 @@ class DisplayChannel:
                 serial=damage.serial,
                 published=damage.published,
                 full=bool(damage.flags & shm.FLAG_FULL),
+                lent=True,
             )
         )
 
@@ -320,11 +268,12 @@ class DisplayChannel:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
         do not change any more."""
         pixels = self._copies.of(canvas.pixels)
-        self._ordinary_serial += 1
         rects = np.array(region.merge(self._drawn), "<i4")
         full = self._new_canvas
         self._drawn, self._new_canvas = [], False
-        self._pending = Frame(pixels, rects, serial=self._ordinary_serial, published=0, full=full)
+        self._pending = Frame(
+            pixels, rects, serial=self._ordinary_serial, published=0, full=full, lent=False
+        )
 
     # Frames
 
@@ -334,11 +283,8 @@ class DisplayChannel:
         if self._pending is not None:
             frame.add_missed(self._pending)
             self._drop_pending()
-        if self._old is not None:
-            frame.add_missed(self._old)
-            self._old = None
         self._pending = frame
-        self._arrived.set()
+        self.reading.arrived()
 
     def _drop_pending(self) -> None:
         if self._pending is not None:
@@ -349,58 +295,132 @@ class DisplayChannel:
     def _something_new(self) -> bool:
         return self._pending is not None or bool(self._drawn)
 
+    @property
+    def _full(self) -> bool:
+        """Whether the server has lent all that it may."""
+        return self.shared and len(self._leases) >= self._machine.credits
+
     async def next_frame(self) -> Frame:
         """The next step of `spiceshm.client.Frames`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._given is not None:
-            self._release(self._given)
-            self._given = None
-            self._flush()
+        if self._looped is not None:
+            self._release(self._looped)
+            if self._given is self._looped:
+                self._given = None
+            self._looped = None
+        self._part_with_given()
+        self._flush()
         if self._shows_old():
-            await self._refresh()
+            await self._catch_up()
         held_since: float | None = None
         while not self._something_new:
-            if not self.shared or len(self._leases) < self._machine.credits:
-                held_since = None
-                await self._wait()
-            else:
-                held_since = await self._wait_held(held_since)
+            held_since = await self._more(held_since)
+        self._looped = self._give()
+        return self._looped
+
+    def about_to_act(self) -> None:
+        """The program is about to send keys or moves: frames that came before do not tell of it."""
+        self.reading.read_now()
+        self.last_look = Moment(max(self.last_look.serial, self.changes.newest))
+
+    def acted(self, delivered_ns: int) -> None:
+        """The server got them at that time (CLOCK_MONOTONIC in ns)."""
+        self.last_look = self.last_look._replace(published=delivered_ns)
+
+    async def newest(self) -> Frame | None:
+        """The newest frame, which may be the one that was given last; None where that is gone.
+
+        Waits at most for one answer of the server, where that may have a newer one. Raises what
+        ended the connection, and FramesHeld.
+        """
+        await trio.lowlevel.checkpoint()
+        self.reading.read_now()
+        await self._catch_up()
+        if self.reading.failure is not None:
+            raise self.reading.failure
+        if self._full:
+            raise FramesHeld(self._held())
+        return self._give() if self._something_new else self._given
+
+    async def changed(self, since: Moment, box: region.Rect) -> None:
+        """Wait until a frame later than ``since`` has changed ``box``. No frame is given by it.
+
+        Looks before it waits, so that a deadline of now is in time for what is there. Raises what
+        ended the connection, and FramesHeld.
+        """
+        self.reading.read_now()
+        if not self._something_new:  # a source may wait until its last frame was given back
+            self._make_own(self._given)
+            self._flush()
+        held_since: float | None = None
+        while not self.changes.later(since, box):
+            if since.serial < self.changes.newest:
+                since = since._replace(serial=self.changes.newest)
+            if self._pending is not None and self._pending.lent:
+                with trio.move_on_after(KEEP_S):
+                    await self.reading.wait()
+                    continue
+                self._make_own(self._pending)
+                self._flush()
+            held_since = await self._more(held_since)
+
+    def _give(self) -> Frame:
         if self._pending is None and self._canvas is not None:
             self._show_canvas(self._canvas)
         frame, self._pending = self._pending, None
         assert frame is not None
+        if self._given is not None:
+            self._part_with_given()
+            self._flush()
         self._given = frame
+        self.last_look = self.last_look._replace(serial=frame.serial)
         return frame
+
+    def _part_with_given(self) -> None:
+        """A newer frame is given, or will be. The program may go on with the one before."""
+        if self._given is None:
+            return
+        still_there = weakref.ref(self._given)
+        self._in_step = True
+        self._given = None
+        self._in_step = False
+        self._make_own(still_there())
+
+    def _make_own(self, frame: Frame | None) -> None:
+        """Go on with a copy of what the server has lent."""
+        if frame is not None and frame.lent:
+            self._in_step = True
+            frame.move_to(self._copies.of(frame.pixels))
+            self._in_step = False
+
+    async def _more(self, held_since: float | None) -> float | None:
+        """Wait for whatever comes next; what is returned is for the next call of a row of them."""
+        if self._full:
+            return await self._wait_held(held_since)
+        await self.reading.wait()
+        return None
 
     def _shows_old(self) -> bool:
         """Whether a frame lies here, or in the socket, that came while the program was away."""
-        if trio.current_time() - self._program_left > STALE_S and self._may_read:
-            self._read_what_came()
-            if not self._may_be_left_to_program:
-                self._needed.set()
+        if trio.current_time() - self.reading.program_left > STALE_S and self.reading.may_read:
+            self.reading.read_now()
             return self._pending is not None and self._pending.age > STALE_S
         return self._pending is not None and self.shared and self._pending.waited > STALE_S
 
-    async def _refresh(self) -> None:
-        """Exchange a frame that nobody asked for in time for the newest one.
+    async def _catch_up(self) -> None:
+        """If the server could not send all this time, let it send what it may have that is newer.
 
-        While it lay here its credit was used, so the server could not send a newer one; given back,
-        the server answers at once if it has any. If not, a copy of the old one is the newest.
+        It answers at once if it has any. Where the connection ends meanwhile, what lies here is
+        the last that there is.
         """
-        old = self._pending
-        assert old is not None
-        self._old = copy = old.on(self._copies.of(old.pixels))
-        self._drop_pending()
-        self._flush()
-        try:
-            # Where the connection ends meanwhile, the old frame is the last one.
-            with trio.move_on_after(ANSWER_S), contextlib.suppress(SpiceShmError):
-                while self._old is copy:
-                    await self._wait()
-        finally:  # also where who asks gives up
-            if self._old is copy:
-                self._pending, self._old = copy, None
-                self._arrived.set()
+        if self._full:
+            self._make_own(self._pending or self._given)
+            self._flush()
+        while self._freed is not None and (end := self._freed + ANSWER_S) > trio.current_time():
+            with trio.move_on_at(end), contextlib.suppress(SpiceShmError):
+                await self.reading.wait()
+            if self.reading.failure is not None:
+                return
 
     async def _wait_held(self, since: float | None) -> float:
         """Wait, but not for ever, where the program's own views are what prevents a frame.
@@ -413,12 +433,12 @@ class DisplayChannel:
             began, self._warned = trio.current_time(), False
         if not self._warned:
             with trio.move_on_at(began + HELD_WARNING_S):
-                await self._wait()
+                await self.reading.wait()
                 return began
             self._warned = True
             log.warning("%s", self._held())
         with trio.move_on_at(began + HELD_LIMIT_S):
-            await self._wait()
+            await self.reading.wait()
             return began
         raise FramesHeld(self._held())
 
@@ -430,23 +450,6 @@ class DisplayChannel:
             "del it, keep frame.copy()"
             + (", or connect with more credits" if self._machine.credits < shm.MAX_CREDITS else "")
         )
-
-    async def _wait(self) -> None:
-        """Until something arrived. Raises what ended the connection."""
-        if self._failure is not None:
-            raise self._failure
-        if self._may_read:
-            await self._read_for_program()
-            return
-        if not self._may_be_left_to_program:
-            self._needed.set()
-        if self._arrived.is_set():
-            self._arrived = trio.Event()
-        self._waiting += 1
-        try:
-            await self._arrived.wait()
-        finally:
-            self._waiting -= 1
 
     # Leases
 
@@ -474,29 +477,26 @@ class DisplayChannel:
 
         Where that fails the connection is over, which whoever waits is told.
         """
-        if self._stream is None or self._failure is not None:
+        if self._stream is None or self.reading.failure is not None:
             return
-        while self._ended:
-            lease = self._ended.popleft()
-            del self._leases[lease.serial]
-            self._machine.release(lease.serial)
+        if self._ended:
+            if self._full:
+                self._freed = trio.current_time()
+            self._give_back()
         if parts := self._machine.data_to_send():
             try:
                 self._stream.send_parts(parts)
             except Disconnected as error:
                 self.fail(error)
 
+    def _give_back(self) -> None:
+        while self._ended:
+            lease = self._ended.popleft()
+            del self._leases[lease.serial]
+            self._machine.release(lease.serial)
+
     def close(self) -> None:
         """Nothing more is received; pixels that somebody holds stay readable."""
         self.fail(Disconnected("the connection was closed here"))
         self._machine.close()
         self._segments.clear()
-
-
-async def _in_time(stream: Stream) -> tuple[memoryview, list[Descriptor]]:
-    """The bytes behind an offer."""
-    with trio.move_on_after(HANDSHAKE_S):
-        return await stream.receive()
-    raise RemoteProtocolError(
-        "display.shm_offer", "descriptor", f"did not come within {HANDSHAKE_S:g} s"
-    )

@@ -1,22 +1,41 @@
-"""A display as a program sees it: looked at through frames."""
+"""A display as a program sees it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from . import waits
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..region import Rect
     from ..transport import Address
     from .display import DisplayChannel
     from .frame import Frame
+    from .session import Session
+
+TIMEOUT_S = 30.0
 
 
 class RemoteDisplay:
-    """A display that somebody else draws; made by `connect`."""
+    """A display that somebody else draws; made by `connect`.
 
-    def __init__(self, channel: DisplayChannel) -> None:
+    A ``region`` is (top, left, bottom, right) in pixels, bottom and right exclusive, as the rows of
+    `Frame.rects` are; None is the whole picture. A ``timeout`` is in seconds: 0 only looks at what
+    is there, None waits for ever; when it is over Timeout says what was waited for. Every method
+    that waits raises Disconnected when the server goes.
+
+    A frame from `latest`, `wait_change` and `wait_stable` stays right for as long as you keep it:
+    its pixels are the server's memory until you look for another one, then a copy.
+    """
+
+    def __init__(self, channel: DisplayChannel, session: Session) -> None:
         self._channel = channel
+        self._session = session
 
     @property
     def address(self) -> Address:
@@ -66,6 +85,59 @@ class RemoteDisplay:
         lends for longer than 5 s.
         """
         return Frames(self._channel)
+
+    # Looking
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the server was heard of. Ours says something every second, also when
+        nothing changes; others may be silent for longer."""
+        return self._channel.silent_s
+
+    async def latest(self) -> Frame:
+        """The newest frame, the same as before if there is no newer one. Does not wait for one.
+
+        Raises FramesHeld where nobody can know which is the newest, because your views hold all
+        frames that the server lends.
+        """
+        return await self._channel.newest() or await self._session.look_again()
+
+    async def wait_change(
+        self,
+        region: Rect | None = None,
+        *,
+        since: Frame | int | None = None,
+        timeout: float | None = TIMEOUT_S,
+    ) -> Frame:
+        """Wait until something was drawn in a region; returns the newest frame.
+
+        ``since`` is a frame, or its serial: whatever was drawn after it counts, also if that was
+        long before this call. By default that is the last frame that you got (at first: the one
+        that was there when you connected), and if you sent keys or moved the pointer after it, then
+        only frames that the server published after these were delivered count. What was drawn and
+        undone was drawn. Raises Timeout, FramesHeld, and ValueError for a region outside.
+        """
+        await waits.change(self._channel, region, since, timeout)
+        return await self.latest()
+
+    async def wait_stable(
+        self,
+        quiet: float = 0.3,
+        region: Rect | None = None,
+        *,
+        timeout: float | None = TIMEOUT_S,
+    ) -> Frame:
+        """Wait until nothing was drawn in a region for ``quiet`` seconds, counted from this call on
+        at the earliest; returns the newest frame. Raises as `wait_change` does."""
+        await waits.stable(self._channel, quiet, region, timeout)
+        return await self.latest()
+
+    async def screenshot(self, region: Rect | None = None) -> NDArray[np.uint8]:
+        """The newest picture as an array (height, width, 3) of R, G, B, yours.
+
+        Raises ValueError for a region outside.
+        """
+        return (await self.latest()).rgb(region)
 
 
 class Frames:

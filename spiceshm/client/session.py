@@ -16,13 +16,16 @@ from ..transport import Address, Stream, default_address, open_stream, parse_add
 from ..wire import Sender, main
 from ..wire.shm import MAX_CREDITS
 from ..wire.types import ChannelType, DisplayCap
-from .display import HANDSHAKE_S, DisplayChannel, Sharing
+from .display import DisplayChannel, Sharing
+from .reading import HANDSHAKE_S
 from .remote import RemoteDisplay
 
 log = logging.getLogger("spiceshm.client")
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from .frame import Frame
 
 
 @contextlib.asynccontextmanager
@@ -56,7 +59,7 @@ async def connect(
                     await session.begin()
                 if shm == "require" and not channel.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
-                yield RemoteDisplay(channel)
+                yield RemoteDisplay(channel, session)
             finally:
                 nursery.cancel_scope.cancel()  # before the sockets close under its tasks
 
@@ -88,22 +91,45 @@ class Session:
         with _named(display.address):
             display.open(stream, link)
         self.run(main_channel.read)
-        self.run(partial(display.read, link.rest))
+        self.run(partial(display.reading.run, link.rest))
         self.run(stream.flush_when_writable)
         await display.first_frame()
         how = "shared memory" if display.shared else f"ordinary SPICE: {display.reason}"
         log.info("%s: %dx%d, %s", display.address, display.width, display.height, how)
 
-    def run(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Run a background task; its end is the end of the connection, told to who waits."""
+    async def look_again(self) -> Frame:
+        """The present picture, by a display channel that is opened for it alone.
+
+        For where the last frame went back to the server while a newer one was waited for.
+        """
+        channel = DisplayChannel(self._display.address, self._display.wish, 1)
+        stream, link = await self.open(ChannelType.DISPLAY)
+        channel.open(stream, link)
+        async with open_nursery() as nursery:
+            try:
+                self.run(partial(channel.reading.run, link.rest), channel, nursery)
+                frame = await channel.picture()
+            finally:
+                nursery.cancel_scope.cancel()
+                channel.close()
+        self._display.show(frame)
+        return frame
+
+    def run(
+        self,
+        task: Callable[[], Awaitable[None]],
+        display: DisplayChannel | None = None,
+        nursery: trio.Nursery | None = None,
+    ) -> None:
+        """Run a background task; its end is the end of the display, told to who waits."""
 
         async def ended() -> None:
             try:
                 await task()
             except (ProtocolError, Disconnected) as error:
-                self._display.fail(error)
+                (display or self._display).fail(error)
 
-        self._nursery.start_soon(ended)
+        (nursery or self._nursery).start_soon(ended)
 
     async def open(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
         """Connect one channel and go through its link phase.

@@ -1,0 +1,61 @@
+"""What changed when: the damage of the last frames, so that nobody who asks later misses any."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..region import Rect
+
+_KEPT_FRAMES = 1024
+
+
+class Moment(NamedTuple):
+    """A point in the life of a display: later is a frame with a higher ``serial`` that was not
+    published before ``published`` (CLOCK_MONOTONIC in ns), where it tells when it was; 0: any."""
+
+    serial: int
+    published: int = 0
+
+
+class _Change(NamedTuple):
+    serial: int
+    published: int
+    rects: NDArray[np.int32]
+
+
+class Changes:
+    """The damage of each frame that arrived. What is older than the last 1024 is not known any
+    more, and counts as a change of everything."""
+
+    def __init__(self) -> None:
+        self.newest = -1
+        """The serial of the newest frame."""
+        self._kept: deque[_Change] = deque(maxlen=_KEPT_FRAMES)
+        self._forgotten = -1
+
+    def note(self, serial: int, published: int, rects: NDArray[np.int32]) -> None:
+        """A frame came; ``rects`` are rows of top, left, bottom, right. Serials rise."""
+        if len(self._kept) == _KEPT_FRAMES:
+            self._forgotten = self._kept[0].serial
+        self._kept.append(_Change(serial, published, rects))
+        self.newest = serial
+
+    def later(self, than: Moment, box: Rect) -> bool:
+        """Whether ``box`` was changed by a frame later ``than`` that, or may have been."""
+        for change in reversed(self._kept):
+            if change.serial <= than.serial:
+                return False
+            early = 0 < change.published < than.published
+            if not early and _touches(change.rects, box):
+                return True
+        return than.serial < self._forgotten
+
+
+def _touches(rects: NDArray[np.int32], box: Rect) -> bool:
+    top, left, bottom, right = box
+    return any(t < bottom and b > top and x < right and r > left for t, x, b, r in rects.tolist())

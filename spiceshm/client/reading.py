@@ -1,0 +1,187 @@
+"""Who reads the display channel: the program that waits for it, or a task in the background.
+
+Whoever waits for a frame reads himself, for what another task hands over comes a turn of the
+scheduler later. The background reads while nobody does, and always in ordinary SPICE and during
+hand-shakes, for there is work to do whenever something comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import Disconnected, ProtocolError, RemoteProtocolError, SpiceShmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..fds import Descriptor
+    from ..protocol import ClientDisplay
+    from ..transport import Address, Stream
+
+HANDSHAKE_S = 10.0
+AWAY_S = 0.1
+"""After so long without somebody who waits for frames the channel is read in the background."""
+IDLE_S = 0.01
+"""And not more often than this, so that a program which does not look costs next to nothing."""
+
+
+class Reading:
+    """``take`` is called with what came, and raises ProtocolError for what is not allowed."""
+
+    def __init__(
+        self,
+        address: Address,
+        stream: Stream,
+        machine: ClientDisplay,
+        take: Callable[[bytes | memoryview, Sequence[Descriptor]], None],
+    ) -> None:
+        self.failure: SpiceShmError | None = None
+        self.waiting = 0
+        self.program_reads = False
+        self.program_left = float("-inf")
+        self._address = address
+        self._stream = stream
+        self._machine = machine
+        self._take = take
+        self._background_reads = True
+        self._needed = trio.Event()
+        self._unwatched = False
+        self._arrived = trio.Event()
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the task that asks can read the channel itself."""
+        taken = self._background_reads or self.program_reads or self.failure is not None
+        return not taken and self._may_be_left_to_program
+
+    @property
+    def _may_be_left_to_program(self) -> bool:
+        machine = self._machine
+        return machine.shared and not self._stream.pending and not machine.awaits_descriptor
+
+    def arrived(self) -> None:
+        """Wake whoever waits: something came."""
+        self._arrived.set()
+
+    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
+        """The connection is over: whoever waits is told why. Returns the first such error."""
+        if self.failure is None:
+            error.args = (f"{self._address}: {error}",)
+            self.failure = error
+        self._stream.close()
+        self._arrived.set()
+        self._needed.set()
+        return self.failure
+
+    # The program
+
+    async def wait(self) -> None:
+        """Until something arrived. Raises what ended the connection."""
+        if self.failure is not None:
+            raise self.failure
+        if self.may_read:
+            await self._read_for_program()
+            return
+        if not self._may_be_left_to_program:
+            self._needed.set()
+        if self._arrived.is_set():
+            self._arrived = trio.Event()
+        self.waiting += 1
+        try:
+            await self._arrived.wait()
+        finally:
+            self.waiting -= 1
+
+    async def _read_for_program(self) -> None:
+        self.program_reads = True
+        try:
+            self._take(*await self._stream.receive())
+        except (ProtocolError, Disconnected) as error:
+            raise self.fail(error) from None
+        finally:
+            self.program_reads = False
+            self.program_left = trio.current_time()
+            if self._unwatched or not self._may_be_left_to_program:
+                self._needed.set()
+            if self.waiting:  # others take over
+                self._arrived.set()
+
+    def read_now(self) -> None:
+        """Take what was sent while neither the program nor the background read, if it may be.
+
+        Raises what ended the connection.
+        """
+        if not self.may_read:
+            return
+        try:
+            received = self._stream.receive_now()
+            if received is not None:
+                self._take(*received)
+        except (ProtocolError, Disconnected) as error:
+            raise self.fail(error) from None
+        if not self._may_be_left_to_program:
+            self._needed.set()
+
+    # The background
+
+    async def run(self, first: bytes) -> None:
+        """Read the channel while the program does not; ``first`` came behind the link phase."""
+        stream = self._stream
+        self._take(first, ())
+        while self.failure is None:
+            if self._attended:
+                await self._while_attended()
+            elif stream.pending:  # a server that does not read our answers is not read either
+                await stream.settled()
+            elif self._machine.awaits_descriptor:
+                self._take(*await self._in_time())
+            else:
+                self._take(*await stream.receive())
+                if not self.waiting and self._may_be_left_to_program:
+                    await self._rest()
+
+    async def _in_time(self) -> tuple[memoryview, list[Descriptor]]:
+        """The bytes behind an offer."""
+        with trio.move_on_after(HANDSHAKE_S):
+            return await self._stream.receive()
+        raise RemoteProtocolError(
+            "display.shm_offer", "descriptor", f"did not come within {HANDSHAKE_S:g} s"
+        )
+
+    @property
+    def _attended(self) -> bool:
+        """Whether the program reads the channel, or did a moment ago and so may do again."""
+        if self.failure is not None or not self._may_be_left_to_program:
+            return False
+        return self.program_reads or trio.current_time() - self.program_left < AWAY_S
+
+    async def _while_attended(self) -> None:
+        self._background_reads = False
+        if self.waiting:  # who waited for what was read here reads again himself
+            self._arrived.set()
+        try:
+            while self._attended:
+                self._needed = trio.Event()
+                left = self.program_left
+                with trio.move_on_after(AWAY_S):
+                    await self._needed.wait()
+                if self.program_reads and self.program_left == left:
+                    # It waits and nothing comes: then there is nothing to look after.
+                    self._unwatched = True
+                    await self._needed.wait()
+                    self._unwatched = False
+        finally:
+            self._background_reads = True
+            self._unwatched = False
+
+    async def _rest(self) -> None:
+        """Nobody looks: leave the channel alone for a moment. Whoever comes meanwhile reads it."""
+        self._background_reads = False
+        try:
+            self._needed = trio.Event()
+            with trio.move_on_after(IDLE_S):
+                await self._needed.wait()
+        finally:
+            self._background_reads = True
