@@ -540,17 +540,17 @@ async def settled(surface: spiceshm.Surface, buffers: int) -> None:
 
 async def test_memory_grows_and_shrinks_with_the_readers(address: str) -> None:
     async with both_ends(address) as (display, surface, remote):
-        await settled(surface, 4)
+        await settled(surface, 5)
         async with spiceshm.connect(address, credits=8) as second:
-            await settled(surface, 12)
+            await settled(surface, 13)
             async with spiceshm.connect(address, credits=2) as third:
-                await settled(surface, 14)
+                await settled(surface, 15)
                 for step in range(1, 5):
                     surface.draw(picture(step))
                     for reader in (remote, second, third):
                         (await until(reader, picture(step))).release()
                 assert display.shm_bytes == sum(s.size for s in surface.pool.segments)
-        await settled(surface, 4)
+        await settled(surface, 5)
         for step in range(5, 9):
             surface.draw(picture(step))
             (await until(remote, picture(step))).release()
@@ -591,7 +591,7 @@ async def test_a_surface_is_never_in_more_pieces_than_a_connection_can_know(
 
 async def test_a_limit_of_memory(address: str, caplog: pytest.LogCaptureFixture) -> None:
     size = WIDTH * HEIGHT * 4
-    async with spiceshm.serve(address, shm_limit=8 * size) as display:
+    async with spiceshm.serve(address, shm_limit=10 * size) as display:
         display.create_surface(WIDTH, HEIGHT).draw(picture(0))
         async with spiceshm.connect(address) as first:
             assert first.shared

@@ -113,7 +113,7 @@ async def away(remote: spiceshm.RemoteDisplay) -> None:
 
 
 async def test_of_two_who_wait_one_gives_up_an_old_frame(address: str) -> None:
-    async with both_ends(address) as (_, surface, remote):
+    async with both_ends(address, credits=2) as (_, surface, remote):
         await until(remote, picture(0))
         await away(remote)
         surface.draw(picture(1))

@@ -335,7 +335,8 @@ class DisplayChannel:
         """
         await trio.lowlevel.checkpoint()
         self.reading.read_now()
-        await self._catch_up()
+        if self._pending is None or self._pending.age > STALE_S:
+            await self._catch_up()
         if self.reading.failure is not None:
             raise self.reading.failure
         if self._full:

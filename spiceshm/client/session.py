@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 2
+    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 3
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server and look at its display.
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spiceshm.server")
 
-FIRST_BUFFERS = 4
-"""Buffers of a new surface: one shown, one being drawn, two for a reader to hold."""
+FIRST_BUFFERS = 5
+"""Buffers of a new surface: one shown, one being drawn, three for a reader to hold."""
 
 TURN_S = 0.001
 _ALL = 1 << 64
