@@ -339,7 +339,7 @@ class DisplayChannel:
             await self._catch_up()
         if self.reading.failure is not None:
             raise self.reading.failure
-        if self._full:
+        if self._full and not (self._pending is not None and self._pending.lent):
             raise FramesHeld(self._held())
         return self._give() if self._something_new else self._given
 

@@ -1,0 +1,487 @@
+"""Looking without a loop: the newest frame, waiting for a change, waiting until all is still."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import trio
+import trio.lowlevel
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import spiceshm
+from spiceshm.client.changes import Changes, Moment
+from tests.test_library import HEIGHT, WIDTH, both_ends, picture, rgb
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from spiceshm.region import Rect
+
+SHM = ["auto", "off"]
+ELSEWHERE = (0, 0, 4, 4)
+REGION = (8, 8, 16, 24)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/display.sock"
+
+
+def draw(surface: spiceshm.Surface, rect: Rect, value: int) -> None:
+    """Fill a rectangle, and only that."""
+    with surface.frame([rect]) as frame:
+        top, left, bottom, right = rect
+        frame.pixels[top:bottom, left:right] = value
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.002)
+
+
+# The newest frame
+
+
+@pytest.mark.parametrize("shm", SHM)
+@pytest.mark.parametrize("credits", [1, 2, 3, 8])
+async def test_latest_is_the_newest_whatever_was_missed(
+    address: str, shm: str, credits: int
+) -> None:
+    async with both_ends(address, shm=shm, credits=credits) as (_, surface, remote):
+        for step in range(1, 9):
+            for _ in range(step):
+                surface.draw(picture(step))
+                await trio.sleep(0.003 * (step % 3))
+            with trio.fail_after(10):  # ordinary SPICE has no way to ask
+                while not np.array_equal(rgb((await remote.latest()).pixels), rgb(picture(step))):
+                    assert shm == "off"
+                    await trio.sleep(0.001)
+
+
+async def test_latest_is_the_same_while_nothing_is_newer(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        frame = await remote.latest()
+        assert frame.full
+        assert frame is await remote.latest()
+        surface.draw(picture(1))
+        await soon(lambda: surface.serial > frame.serial)
+        newer = await remote.latest()
+        assert newer is not frame
+        assert newer.serial == surface.serial
+
+
+async def test_frames_stay_right_while_they_are_kept(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        kept = []
+        for step in range(12):  # more than the server lends
+            surface.draw(picture(step))
+            with trio.fail_after(1):
+                kept.append(await remote.latest())
+                await trio.lowlevel.checkpoint()
+        for step, frame in enumerate(kept):
+            assert np.array_equal(rgb(frame.pixels), rgb(picture(step)))
+        await soon(lambda: display.viewers[0].stats.held_frames == 1)
+
+
+async def test_views_of_all_that_is_lent_are_an_error_not_an_old_picture(address: str) -> None:
+    async with both_ends(address, credits=2) as (_, surface, remote):
+        views = []
+        for step in range(2):
+            surface.draw(picture(step))
+            views.append((await remote.latest()).pixels)
+        surface.draw(picture(2))
+        with pytest.raises(spiceshm.FramesHeld, match="views of 2 frames"):
+            await remote.latest()
+        views.clear()
+        assert np.array_equal(rgb((await remote.latest()).pixels), rgb(picture(2)))
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_latest_after_a_loop_that_was_given_up(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (display, surface, remote):
+        with trio.move_on_after(0.05):
+            async for frame in remote.frames():
+                serial = frame.serial
+        with pytest.raises(ValueError, match="released"):
+            _ = frame.pixels
+        again = await remote.latest()
+        assert again.serial == serial
+        assert np.array_equal(rgb(again.pixels), rgb(picture(0)))
+        assert len(display.viewers) == 1 or await soon(lambda: len(display.viewers) == 1) is None
+        surface.draw(picture(1))
+        assert np.array_equal(rgb((await remote.wait_change()).pixels), rgb(picture(1)))
+
+
+async def test_latest_in_a_loop_is_the_frame_of_the_loop(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        async for frame in remote.frames():
+            assert await remote.latest() is frame
+            break
+
+
+async def test_latest_of_a_server_that_went(address: str) -> None:
+    async with both_ends(address) as (display, _, remote):
+        await remote.latest()
+        for channels in list(display._sessions.values()):
+            for scope in list(getattr(channels, "scopes", channels)):
+                scope.cancel()
+        await soon(lambda: not display.viewers)
+        await goes(remote.latest, remote)
+
+
+async def test_an_idle_client_reads_a_hundred_times_a_second_at_most(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        await remote.latest()
+        before, began = display.viewers[0].stats.frames, time.monotonic()
+        for step in range(300):
+            surface.draw(picture(step % 7))
+            await trio.sleep(0.001)
+        frames = display.viewers[0].stats.frames - before
+        # It lends three at most each time.
+        assert frames <= 3 * (2 + (time.monotonic() - began) / 0.01)
+        assert frames >= 3
+
+
+# Waiting for a change
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_change_is_waited_for(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        await remote.latest()
+        async with trio.open_nursery() as nursery:
+
+            async def change() -> None:
+                await trio.sleep(0.03)
+                draw(surface, REGION, 77)
+
+            nursery.start_soon(change)
+            frame = await remote.wait_change(timeout=10)
+        assert (frame.pixels[8:16, 8:24, :3] == 77).all()
+        assert REGION in [tuple(row) for row in frame.rects.tolist()]
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_changes_elsewhere_do_not_count(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        await remote.latest()
+        async with trio.open_nursery() as nursery:
+            changed = trio.Event()
+
+            async def change() -> None:
+                for value in range(30):
+                    draw(surface, ELSEWHERE, value)
+                    await trio.sleep(0.003)
+                changed.set()
+                draw(surface, REGION, 77)
+
+            nursery.start_soon(change)
+            frame = await remote.wait_change(REGION, timeout=10)
+            assert changed.is_set()
+            rects = [tuple(row) for row in frame.rects.tolist()]
+            assert REGION in rects
+            assert ELSEWHERE in rects  # that was not seen by anybody, so it is told now
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_change_between_two_calls_is_not_missed(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        frame = await remote.latest()
+        for value in range(1, 20):
+            draw(surface, REGION, value)
+            await trio.sleep(0.002 * (value % 3))
+            frame = await remote.wait_change(REGION, timeout=10)
+            assert (frame.pixels[8:16, 8:24, :3] == value).all()
+        draw(surface, REGION, 99)
+        draw(surface, ELSEWHERE, 99)
+        await soon(lambda: (remote._channel.reading.read_now(), True)[1])
+        later = await remote.wait_change(ELSEWHERE, timeout=10)
+        # That one was given with the change of REGION in it, so it is no news any more ...
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_change(REGION, timeout=0.05)
+        # ... unless somebody asks from an older frame on.
+        assert (await remote.wait_change(REGION, since=frame, timeout=0)).serial >= later.serial
+        assert await remote.wait_change(REGION, since=frame.serial, timeout=0)
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_what_was_undone_has_changed(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        before = (await remote.latest()).copy()
+        draw(surface, REGION, 1)
+        draw(surface, REGION, int(before[8, 8, 0]))
+        await remote.wait_change(REGION, timeout=10)
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_no_time_is_enough_for_what_is_there(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        frame = await remote.latest()
+        with pytest.raises(spiceshm.Timeout, match="nothing changed in the picture within 0 s"):
+            await remote.wait_change(timeout=0)
+        draw(surface, REGION, 5)
+        await remote.wait_change(timeout=10)
+        assert await remote.wait_change(REGION, since=frame, timeout=0)
+        with pytest.raises(spiceshm.Timeout, match=r"the region \(8, 8, 16, 24\) within 0 s"):
+            await remote.wait_change(REGION, timeout=0)
+        with pytest.raises(TimeoutError):  # as other libraries' users catch it
+            await remote.wait_change(timeout=0.01)
+
+
+async def test_an_impossible_region_is_named(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        for region in ((0, 0, HEIGHT + 1, 1), (4, 4, 4, 8), (-1, 0, 4, 4), (0, 0, 1, WIDTH + 1)):
+            with pytest.raises(ValueError, match=rf"not within \(0, 0, {HEIGHT}, {WIDTH}\)"):
+                await remote.wait_change(region, timeout=1)
+            with pytest.raises(ValueError, match="top, left, bottom, right"):
+                await remote.wait_stable(0, region, timeout=1)
+            with pytest.raises(ValueError, match="top, left, bottom, right"):
+                await remote.screenshot(region)
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_wait_that_is_cancelled_or_too_late_loses_nothing(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        await remote.latest()
+        for value in range(1, 8):
+            with trio.move_on_after(0.005):
+                await remote.wait_change(REGION, timeout=10)
+            draw(surface, ELSEWHERE, value)
+            with pytest.raises(spiceshm.Timeout):
+                await remote.wait_change(REGION, timeout=0.03)
+            draw(surface, REGION, value)
+            frame = await remote.wait_change(REGION, timeout=10)
+            rects = [tuple(row) for row in frame.rects.tolist()]
+            assert ELSEWHERE in rects
+            assert REGION in rects
+            assert (frame.pixels[8:16, 8:24, :3] == value).all()
+
+
+async def test_a_change_of_mode_is_a_change(address: str) -> None:
+    async with both_ends(address) as (display, _, remote):
+        await remote.latest()
+        async with trio.open_nursery() as nursery:
+
+            async def change() -> None:
+                await trio.sleep(0.02)
+                display.create_surface(64, 48).draw(picture(3, 64, 48))
+
+            nursery.start_soon(change)
+            frame = await remote.wait_change(REGION, timeout=10)
+        assert (frame.width, frame.height) == (64, 48)
+        assert frame.full
+
+
+async def test_more_frames_than_anybody_remembers_count_as_a_change(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        first = await remote.latest()
+        for value in range(1100):
+            draw(surface, ELSEWHERE, value % 200)
+            await remote.wait_change(ELSEWHERE, timeout=10)
+        assert await remote.wait_change(REGION, since=first, timeout=0)
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_server_that_goes_ends_the_wait(address: str, shm: str) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def server(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+            with trio.CancelScope() as scope:
+                async with spiceshm.serve(address) as display:
+                    display.create_surface(WIDTH, HEIGHT).draw(picture(0))
+                    task_status.started(scope)
+                    await trio.sleep_forever()
+
+        for wait in ("wait_change", "wait_stable"):
+            scope = await nursery.start(server)
+            async with spiceshm.connect(address, shm=shm) as remote:  # type: ignore[arg-type]
+                nursery.start_soon(_cancel_soon, scope)
+                await goes(getattr(remote, wait), remote)
+
+
+async def goes(look: Callable[..., Awaitable[object]], remote: spiceshm.RemoteDisplay) -> None:
+    """Look again and again until the server goes."""
+
+    async def until_it_goes() -> None:
+        with trio.fail_after(10):
+            while True:
+                await look()
+
+    with pytest.raises(spiceshm.Disconnected, match=str(remote.address)):
+        await until_it_goes()
+
+
+async def _cancel_soon(scope: trio.CancelScope) -> None:
+    await trio.sleep(0.05)
+    scope.cancel()
+
+
+@pytest.mark.parametrize("credits", [1, 2, 3])
+async def test_a_source_that_goes_in_step_is_not_held_up(address: str, credits: int) -> None:
+    async with both_ends(address, credits=credits) as (_, surface, remote):
+        await remote.latest()
+        async with trio.open_nursery() as nursery:
+
+            async def in_step() -> None:
+                for value in range(1, 60):
+                    draw(surface, REGION if value % 4 == 0 else ELSEWHERE, value)
+                    await surface.consumed(surface.serial)
+
+            nursery.start_soon(in_step)
+            seen = 0
+            with trio.fail_after(20):
+                while seen < 56:
+                    frame = await remote.wait_change(REGION)
+                    seen = int(frame.pixels[8, 8, 0])
+                    assert seen % 4 == 0
+            nursery.cancel_scope.cancel()  # nobody takes the last ones
+
+
+# Waiting until it is still
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_still_means_quiet_since_the_last_change(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        async with trio.open_nursery() as nursery:
+            last = 0.0
+
+            async def change() -> None:
+                nonlocal last
+                for value in range(10):
+                    last = time.monotonic()
+                    draw(surface, REGION, value)
+                    await trio.sleep(0.02)
+
+            nursery.start_soon(change)
+            frame = await remote.wait_stable(0.2, timeout=10)
+            assert time.monotonic() - last >= 0.2
+            assert (frame.pixels[8:16, 8:24, :3] == 9).all()
+
+
+async def test_a_cursor_that_blinks_outside_does_not_keep_a_region_from_being_still(
+    address: str,
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        async with trio.open_nursery() as nursery:
+
+            async def blink() -> None:
+                for value in range(10**6):
+                    draw(surface, ELSEWHERE, value % 200)
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(blink)
+            began = time.monotonic()
+            await remote.wait_stable(0.1, REGION, timeout=10)
+            assert time.monotonic() - began >= 0.1
+            with pytest.raises(spiceshm.Timeout, match=r"was never still for 0.1 s within 0.3 s"):
+                await remote.wait_stable(0.1, ELSEWHERE, timeout=0.3)
+            with pytest.raises(spiceshm.Timeout, match="the picture was never still"):
+                await remote.wait_stable(0.1, timeout=0.3)
+            nursery.cancel_scope.cancel()
+
+
+async def test_still_without_any_time(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_stable(0.1, timeout=0)
+        assert (await remote.wait_stable(0, timeout=1)).full
+
+
+async def test_what_came_while_nothing_could_run_is_seen_before_it_is_called_still(
+    address: str,
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await remote.latest()
+        async with trio.open_nursery() as nursery:
+
+            async def stall() -> None:
+                await trio.sleep(0.05)
+                draw(surface, REGION, 1)
+                time.sleep(0.2)  # noqa: ASYNC251 - the whole program is kept from running
+
+            nursery.start_soon(stall)
+            frame = await remote.wait_stable(0.1, timeout=10)
+            assert (frame.pixels[8:16, 8:24, :3] == 1).all()
+
+
+# After an input
+
+
+async def test_only_what_was_published_after_the_input_counts(address: str) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        first = await remote.latest()
+        draw(surface, REGION, 1)
+        await remote.wait_change(timeout=10)
+        draw(surface, REGION, 2)  # by chance, just before
+        await trio.sleep(0.02)
+        remote._channel.about_to_act()
+        draw(surface, REGION, 3)  # while the input is on its way
+        remote._channel.acted(time.monotonic_ns())
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_change(timeout=0.05)
+        draw(surface, REGION, 4)
+        frame = await remote.wait_change(timeout=10)
+        assert frame.pixels[8, 8, 0] == 4
+        assert await remote.wait_change(since=first, timeout=0)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("region", [None, REGION, (0, 0, 1, 1), (HEIGHT - 1, 3, HEIGHT, WIDTH)])
+async def test_pictures_of_a_frame(address: str, region: Rect | None) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        surface.draw(picture(5))
+        frame = await remote.wait_change(timeout=10)
+        top, left, bottom, right = region or (0, 0, HEIGHT, WIDTH)
+        expected = picture(5)[top:bottom, left:right, 2::-1]
+        assert np.array_equal(frame.rgb(region), expected)
+        assert np.array_equal(await remote.screenshot(region), expected)
+        assert frame.rgb(region).flags.writeable
+        out = np.zeros((bottom - top, right - left + 5, 3), np.uint8)[:, 5:]  # not contiguous
+        assert frame.rgb(region, out) is out
+        assert np.array_equal(out, expected)
+        with Image.open(io.BytesIO(frame.png(region))) as image:
+            assert np.array_equal(np.asarray(image.convert("RGB")), expected)
+        for wrong in (np.zeros((1, 2, 3), np.uint8), out.astype(np.float32)):
+            with pytest.raises(ValueError, match="out is"):
+                frame.rgb(region, wrong)  # type: ignore[arg-type]
+
+
+RECTS = st.tuples(*[st.integers(0, 6)] * 4).map(
+    lambda four: (min(four[0], four[2]), min(four[1], four[3]), max(four[0], four[2]) + 1,
+                  max(four[1], four[3]) + 1)
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50), st.lists(RECTS, min_size=1)),
+             max_size=12),
+    st.integers(-1, 20),
+    st.integers(0, 50),
+    RECTS,
+)  # fmt: skip
+def test_changes_are_found_as_by_looking_at_every_pixel(
+    frames: list[tuple[int, int, list[Rect]]], serial: int, published: int, box: Rect
+) -> None:
+    changes = Changes()
+    found, now = False, 0
+    for step, stamp, rects in frames:
+        now += step
+        changes.note(now, stamp, np.array(rects, "<i4"))
+        screen = np.zeros((8, 8), bool)
+        for top, left, bottom, right in rects:
+            screen[top:bottom, left:right] = True
+        top, left, bottom, right = box
+        counts = now > serial and (stamp == 0 or stamp >= published)
+        found |= counts and bool(screen[top:bottom, left:right].any())
+    assert changes.later(Moment(serial, published), box) == found
