@@ -66,6 +66,26 @@ async def test_latest_is_the_newest_whatever_was_missed(
                     await trio.sleep(0.001)
 
 
+@pytest.mark.parametrize("credits", [1, 2, 3])
+async def test_latest_comes_back_while_frames_never_end(address: str, credits: int) -> None:
+    async with both_ends(address, credits=credits) as (_, surface, remote):
+        async with trio.open_nursery() as nursery:
+
+            async def never_end() -> None:
+                while True:
+                    surface.draw(picture(1))
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(never_end)
+            serials = []
+            for pause in (0.0, 0.001, 0.02, 0.2) * 5:
+                await trio.sleep(pause)
+                with trio.fail_after(1):
+                    serials.append((await remote.latest()).serial)
+            assert serials == sorted(serials)
+            nursery.cancel_scope.cancel()
+
+
 async def test_latest_is_the_same_while_nothing_is_newer(address: str) -> None:
     async with both_ends(address) as (_, surface, remote):
         frame = await remote.latest()

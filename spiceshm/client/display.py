@@ -417,11 +417,12 @@ class DisplayChannel:
         if self._full:
             self._make_own(self._pending or self._given)
             self._flush()
-        while self._freed is not None and (end := self._freed + ANSWER_S) > trio.current_time():
-            with trio.move_on_at(end), contextlib.suppress(SpiceShmError):
+        freed = self._freed
+        if freed is None:
+            return
+        with trio.move_on_at(freed + ANSWER_S), contextlib.suppress(SpiceShmError):
+            while self._freed == freed:
                 await self.reading.wait()
-            if self.reading.failure is not None:
-                return
 
     async def _wait_held(self, since: float | None) -> float:
         """Wait, but not for ever, where the program's own views are what prevents a frame.
