@@ -18,7 +18,16 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("errors", "region", "fds", "scancodes", "events"): (PACKAGE,),
     ("nursery",): (PACKAGE, "!errors"),
     ("wire",): (PACKAGE, "!wire", "!errors"),
-    ("protocol",): (PACKAGE, "!protocol", "!wire", "!errors", "!fds"),
+    # Of `events` and `scancodes`, which stand on nothing: what the messages of inputs mean.
+    ("protocol",): (
+        PACKAGE,
+        "!protocol",
+        "!wire",
+        "!errors",
+        "!fds",
+        "!events",
+        "!scancodes",
+    ),
     ("memory",): (PACKAGE, "!memory", "!errors", "!fds", "!region"),
     ("transport",): (PACKAGE, "!transport", "!errors", "!fds", "!nursery"),
     ("sources",): ("spiceshm.client", "spiceshm.wire", "spiceshm.protocol", "spiceshm.transport"),
