@@ -510,7 +510,7 @@ OPEN_ENDED: dict[type[Message], int | None] = {
     shm.ShmOffer: 1 << 16,
     shm.ShmDamage: 48 + 16 * 64,
     shm.ShmReply: 16 + 64 + 64,
-    inputs.KeyScancode: None,
+    inputs.KeyScancode: 256,
     cursor.CursorInit: None,
     cursor.CursorSet: None,
 }

@@ -89,6 +89,14 @@ def _options() -> argparse.ArgumentParser:
         help="where to listen, may be repeated (default: a socket in your runtime directory)",
     )
     options.add_argument(
+        "--listen-view-only",
+        type=address,
+        action="append",
+        metavar="ADDRESS",
+        help="where to listen besides to clients that may look, but neither press keys nor move "
+        "the pointer; may be repeated",
+    )
+    options.add_argument(
         "--shm",
         choices=("auto", "off"),
         default="auto",

@@ -16,7 +16,7 @@ import trio
 from ..nursery import open_nursery
 from ..server import Display, ViewerStats, serve
 from ..server.display import SHM_LIMIT
-from ..transport import default_address
+from ..transport import Address, default_address
 from .common import UsageError, read_password, run, until_interrupted
 from .options import OK
 
@@ -73,6 +73,7 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
         _source(arguments) as (what, show),
         serve(
             *arguments.listen or (),
+            view_only=arguments.listen_view_only or (),
             shm=arguments.shm,
             shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,
@@ -110,10 +111,14 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
 def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
     lines = [f"{fps:.1f} frames/s, {shm_bytes / 1e6:.1f} MB shared, {len(viewers)} clients"]
     if viewers:
-        lines.append("    frames coalesced   lag  held   held s       sent B  how     client")
+        lines.append(
+            "    frames coalesced   lag  held   held s       sent B  how     "
+            "input      events down  client"
+        )
     lines += (
         f"{v.frames:10} {v.coalesced:9} {v.lag_frames:5} {v.held_frames:5} {v.held_s:8.3f} "
-        f"{v.bytes_sent:12}  {'shared' if v.shm else 'SPICE '}  {v.peer}"
+        f"{v.bytes_sent:12}  {'shared' if v.shm else 'SPICE '}  "
+        f"{v.input:9} {v.input_events:7} {v.input_held:4}  {v.peer}"
         for v in viewers
     )
     return "\n".join(lines)
@@ -122,15 +127,29 @@ def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
 def _announce(name: str, display: Display, what: str, arguments: argparse.Namespace) -> None:
     """Say where it listens and what to type to look; flushed, so that a script can wait for it."""
     if arguments.json:
-        places = [{"address": str(a), "uri": a.uri} for a in display.addresses]
-        print(json.dumps({"source": what, "listening": places, "pid": os.getpid()}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "source": what,
+                    "listening": _places(display.addresses),
+                    "view_only": _places(display.view_only_addresses),
+                    "pid": os.getpid(),
+                }
+            ),
+            flush=True,
+        )
         return
     lines = [f"{name}: {what}"]
-    for place in display.addresses:
+    for place in (*display.addresses, *display.view_only_addresses):
         here = "" if place == default_address() else f" {place}"
-        lines.append(f"listening on {place}")
+        only = " (view only)" if place in display.view_only_addresses else ""
+        lines.append(f"listening on {place}{only}")
         ticket = " --password-file FILE" if arguments.password_file else ""
         lines.append(f"  look at it:           spiceshm-client --stats{ticket}{here}")
         if place.uri:
             lines.append(f"  with a stock viewer:  remote-viewer {place.uri}")
     print("\n".join(lines), flush=True)
+
+
+def _places(addresses: Sequence[Address]) -> list[dict[str, str | None]]:
+    return [{"address": str(address), "uri": address.uri} for address in addresses]

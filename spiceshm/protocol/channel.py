@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from construct import SizeofError
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..wire import MESSAGES, Message, Sender, display, hot, main, shm
+from ..wire import MESSAGES, Message, Sender, display, hot, inputs, main, shm
 from ..wire.base import Ack, AckSync, DataHeader, Ping, Pong, SetAck
 from ..wire.types import MAX_RECTS, MAX_SIDE
 from .tables import START, TABLES, State, Table
@@ -49,6 +49,7 @@ _LIMITS: dict[type[Message], int] = {
     shm.ShmOffer: 1 << 16,
     shm.ShmDamage: 48 + 16 * MAX_RECTS,
     shm.ShmReply: 16 + 2 * shm.MAX_TOKEN,
+    inputs.KeyScancode: 256,
 }
 """Most bytes of a body where its channel's limit is too generous for a layout of no fixed size."""
 trace = logging.getLogger("spiceshm.trace")

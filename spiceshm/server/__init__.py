@@ -1,7 +1,8 @@
 """The server, where wire, memory and transport meet.
 
-`display` listens and opens sessions, `surface` is what a producer draws on, `viewer` is what one
-client is sent.
+`display` listens and serves channels, `entrance` is who is let in, `sessions` a client each;
+`surface` is what a producer draws on, `viewer` is what one client is sent of it, `cursor` what it
+is told of the pointer, and `inputs` what becomes of its keys.
 """
 
 from .display import Display, serve

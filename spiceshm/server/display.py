@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import itertools
 import logging
-import os
-import secrets
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import Disconnected, ListenError, ProtocolError, RemoteProtocolError
+from ..errors import Disconnected, ListenError, ProtocolError, SourceError
 from ..memory import Budget
 from ..nursery import open_nursery
-from ..protocol import Channel, Password, ServerDisplay, ServerLink, generate_key
+from ..protocol import Channel, ServerDisplay, ServerInputs, ServerLink, generate_key
 from ..transport import (
     Address,
     Listener,
@@ -24,16 +22,22 @@ from ..transport import (
     default_address,
     parse_address,
 )
-from ..wire import Sender, main
-from ..wire.link import LinkMess
-from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, LinkError, MouseMode, caps_from_words
+from ..wire import Sender
+from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, caps_from_words
+from .cursor import CursorChannel, Pointer
+from .entrance import Entrance
+from .inputs import InputsChannel, Play, Seat
+from .sessions import MainChannel, Session, new_session_id
 from .surface import Surface
-from .viewer import HANDSHAKE_S, READ_SIZE, Viewer
+from .viewer import HANDSHAKE_S, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from ..events import CursorShape
     from ..memory import Segment
+    from ..wire.link import LinkMess
+    from .entrance import Shm
 
 log = logging.getLogger("spiceshm.server")
 
@@ -43,27 +47,38 @@ SHM_LIMIT = 10**9
 MAX_CONNECTIONS = 256
 """Connections at a time, all channels and half-open ones together."""
 
-_MOUSE_MODES = MouseMode.SERVER | MouseMode.CLIENT
-_Shm = Literal["auto", "off"]
-
 
 class Display:
     """What `serve` gives: make a surface and draw on it; everybody connected sees it."""
 
     def __init__(
-        self, nursery: trio.Nursery, *, shm: _Shm, shm_limit: int, password: bytes | None
+        self,
+        nursery: trio.Nursery,
+        *,
+        shm: Shm,
+        shm_limit: int,
+        password: bytes | None,
+        inputs: Play | None,
     ) -> None:
         self.addresses: list[Address] = []
         """Where it listens, with the ports that were chosen."""
+        self.view_only_addresses: list[Address] = []
+        """Where it listens to clients that may only look."""
         self.surface: Surface | None = None
         self._nursery = nursery
         self._budget = Budget(shm_limit)
-        self._shm = shm
-        self._password = password
-        self._key = generate_key()
+        self._seat = Seat(inputs, self._size)
+        self._pointer = Pointer()
         self._serials = itertools.count(1)
         self._viewers: list[Viewer] = []
-        self._sessions: dict[int, set[trio.CancelScope]] = {}
+        self._sessions: dict[int, Session] = {}
+        self._entrance = Entrance(
+            generate_key(),
+            self._sessions,
+            shm=shm,
+            password=password,
+            inputs=inputs is not None,
+        )
         self._connections = 0
 
     @property
@@ -97,11 +112,52 @@ class Display:
             old.close()
         return surface
 
+    def _size(self) -> tuple[int, int]:
+        surface = self.surface
+        return (surface.width, surface.height) if surface else (MAX_SIDE, MAX_SIDE)
+
+    # Locks and the pointer
+
+    @property
+    def locks(self) -> int:
+        """The lock state that `set_locks` told last: bits as in `spiceshm.events`, 0 at first."""
+        return self._seat.locks
+
+    def set_locks(self, state: int) -> None:
+        """Say which locks are on really; every client that may press keys is told of a change."""
+        self._seat.set_locks(state)
+
+    def set_cursor(self, shape: CursorShape | None) -> None:
+        """Say what the pointer looks like; None: it is hidden.
+
+        Clients that come after the first call of this are told that there is a pointer to see.
+        Raises ValueError for a shape of no or more than 256x256 pixels, or whose hot spot is not
+        within it.
+        """
+        self._pointer.show(shape)
+
+    def move_cursor(self, x: int, y: int) -> None:
+        """Say where the pointer's hot spot is, in pixels from the left and the top of the surface.
+
+        May be called as often as one likes: clients are told the newest place as they can take it.
+        """
+        self._pointer.move(x, y)
+
+    @property
+    def cursor_watched(self) -> bool:
+        """Whether some client looks at the pointer, so that following it is worth the work."""
+        return self._pointer.wanted.is_set()
+
+    async def cursor_wanted(self) -> None:
+        """Wait until some client looks at the pointer."""
+        await self._pointer.wanted.wait()
+
     # Connections
 
-    async def handle(self, stream: Stream) -> None:
+    async def handle(self, stream: Stream, *, view_only: bool = False) -> None:
         """Serve one connection to its end. Whatever a peer does ends here, in one log line.
 
+        ``view_only`` is whether it came to an address where clients may only look.
         Its text is logged, not the error: a log that keeps errors would keep their memory too.
         """
         with stream:
@@ -112,12 +168,12 @@ class Display:
             channel = "link"
             try:
                 with trio.fail_after(HANDSHAKE_S):
-                    link = await self._link(stream)
+                    link = await self._entrance.link(stream, view_only=view_only)
                 if link is None or link.mess is None:
                     return
                 channel = ChannelType(link.mess.channel_type).name.lower()
-                await self._serve_channel(stream, link, link.mess)
-            except ProtocolError as error:
+                await self._serve_channel(stream, link, link.mess, view_only)
+            except (ProtocolError, SourceError) as error:
                 log.warning("%s: %s channel closed: %s", stream.peer, channel, str(error))
             except Disconnected as error:
                 log.info("%s: %s channel: %s", stream.peer, channel, str(error))
@@ -130,123 +186,56 @@ class Display:
             finally:
                 self._connections -= 1
 
-    async def _link(self, stream: Stream) -> ServerLink | None:
-        """The link phase; None if the client was refused."""
-        link = ServerLink(self._key)
-        try:
-            while not link.done:
-                data, _ = await stream.receive(link.bytes_wanted)
-                event = link.receive_data(bytes(data))
-                if isinstance(event, LinkMess):
-                    self._decide(stream, link, event)
-                elif isinstance(event, Password):
-                    self._admit(stream, link, event)
-                stream.send(link.data_to_send())
-                await stream.drain()
-        except RemoteProtocolError:
-            stream.send(link.data_to_send())
-            raise
-        return None if link.refused else link
-
-    def _decide(self, stream: Stream, link: ServerLink, mess: LinkMess) -> None:
-        who = stream.credentials()
-        if who is not None and who.uid != os.getuid():
-            log.warning("%s: refused, uid %d is not ours", stream.peer, who.uid)
-            link.refuse(LinkError.PERMISSION_DENIED)
-        elif mess.channel_type not in (ChannelType.MAIN, ChannelType.DISPLAY) or mess.channel_id:
-            log.info(
-                "%s: no channel of type %d, id %d", stream.peer, mess.channel_type, mess.channel_id
-            )
-            link.refuse(LinkError.CHANNEL_NOT_AVAILABLE)
-        elif mess.channel_type == ChannelType.MAIN:
-            link.accept(frozenset())
-        else:
-            link.accept(self._display_caps(stream))
-
-    def _display_caps(self, stream: Stream) -> frozenset[int]:
-        caps = {int(DisplayCap.MONITORS_CONFIG)}
-        if self._shm == "auto" and stream.is_unix:
-            caps.add(DisplayCap.SHARED_MEMORY)
-        return frozenset(caps)
-
-    def _admit(self, stream: Stream, link: ServerLink, ticket: Password) -> None:
-        mess = link.mess
-        assert mess is not None
-        wrong = self._password is not None and not hmac.compare_digest(
-            ticket.text or b"", self._password
-        )
-        if ticket.text is None or wrong:
-            log.warning("%s: wrong password", stream.peer)
-            link.finish(LinkError.PERMISSION_DENIED)
-        elif mess.channel_type == ChannelType.MAIN and mess.connection_id:
-            log.warning("%s: asks for a migrated session, there are none", stream.peer)
-            link.finish(LinkError.BAD_CONNECTION_ID)
-        elif mess.channel_type != ChannelType.MAIN and mess.connection_id not in self._sessions:
-            log.warning("%s: connection id %#x is no session", stream.peer, mess.connection_id)
-            link.finish(LinkError.BAD_CONNECTION_ID)
-        else:
-            link.finish(LinkError.OK)
-
-    async def _serve_channel(self, stream: Stream, link: ServerLink, mess: LinkMess) -> None:
-        if mess.channel_type == ChannelType.MAIN:
-            await self._serve_main(stream, link)
+    async def _serve_channel(
+        self, stream: Stream, link: ServerLink, mess: LinkMess, view_only: bool
+    ) -> None:
+        kind = ChannelType(mess.channel_type)
+        if kind is ChannelType.MAIN:
+            await self._serve_main(stream, link, view_only)
             return
-        channels = self._sessions.get(mess.connection_id)
-        if channels is None:
+        session = self._sessions.get(mess.connection_id)
+        if session is None:
             raise Disconnected("its session ended")
-        with trio.CancelScope() as scope:
-            channels.add(scope)
-            try:
-                await self._serve_display(stream, link, mess)
-            finally:
-                channels.discard(scope)
+        with session.channel(kind):
+            if kind is ChannelType.DISPLAY:
+                await self._serve_display(stream, link, mess, session)
+            elif kind is ChannelType.INPUTS:
+                inputs = ServerInputs(mini=link.mini)
+                await InputsChannel(stream, inputs, self._seat, session.hands).run(link.rest)
+            else:
+                cursor = Channel("cursor", Sender.SERVER, mini=link.mini)
+                await CursorChannel(stream, cursor, self._pointer).run(link.rest)
 
-    async def _serve_main(self, stream: Stream, link: ServerLink) -> None:
-        session_id = self._new_session_id()
-        channels = self._sessions[session_id] = set()
+    async def _serve_main(self, stream: Stream, link: ServerLink, view_only: bool) -> None:
+        session = Session(new_session_id(self._sessions), view_only=view_only)
+        # Without a picture of the pointer other viewers would hide their own over the surface.
+        channels = [
+            kind
+            for kind in self._entrance.channels(view_only=view_only)
+            if kind is not ChannelType.CURSOR or self._pointer.known
+        ]
+        machine = Channel("main", Sender.SERVER, mini=link.mini)
+        self._sessions[session.id] = session
         try:
-            await self._talk_main(stream, link, session_id)
+            await MainChannel(stream, machine, session, channels).run(link.rest)
         finally:
             # A session is its main channel: with it all its other channels end.
-            del self._sessions[session_id]
-            for scope in channels:
-                scope.cancel()
+            del self._sessions[session.id]
+            session.end()
 
-    def _new_session_id(self) -> int:
-        """Unguessable, because it is all that binds a channel to its session."""
-        while True:
-            session_id = secrets.randbits(32)
-            if session_id and session_id not in self._sessions:
-                return session_id
-
-    async def _talk_main(self, stream: Stream, link: ServerLink, session_id: int) -> None:
-        machine = Channel("main", Sender.SERVER, mini=link.mini)
-        machine.send(
-            main.MainInit(session_id, 1, _MOUSE_MODES, MouseMode.CLIENT, 0, 0, _ms_now(), 0)
-        )
-        machine.send(main.ChannelsList((main.ChannelId(ChannelType.DISPLAY, 0),)))
-        data: bytes | memoryview = link.rest
-        while True:
-            for message in machine.receive_data(data):
-                if isinstance(message, main.MouseModeRequest):
-                    machine.send(main.MouseMode(_MOUSE_MODES, message.mode & _MOUSE_MODES))
-            for part in machine.data_to_send():
-                stream.send(part.data)
-            await stream.drain()
-            data, _ = await stream.receive(READ_SIZE)
-
-    async def _serve_display(self, stream: Stream, link: ServerLink, mess: LinkMess) -> None:
+    async def _serve_display(
+        self, stream: Stream, link: ServerLink, mess: LinkMess, session: Session
+    ) -> None:
         theirs = caps_from_words(mess.channel_caps)
-        machine = ServerDisplay(
-            mini=link.mini,
-            shareable=DisplayCap.SHARED_MEMORY in theirs & self._display_caps(stream),
-        )
+        ours = self._entrance.display_caps(stream)
+        machine = ServerDisplay(mini=link.mini, shareable=DisplayCap.SHARED_MEMORY in theirs & ours)
         viewer = Viewer(
             stream,
             machine,
             lambda: self.surface,
+            session,
             monitors=DisplayCap.MONITORS_CONFIG in theirs,
-            no_sharing=None if machine.shareable else self._why_not(stream),
+            no_sharing=None if machine.shareable else self._entrance.why_not_shared(stream),
         )
         self._viewers.append(viewer)
         try:
@@ -254,27 +243,18 @@ class Display:
         finally:
             self._viewers.remove(viewer)
 
-    def _why_not(self, stream: Stream) -> str:
-        if self._shm == "off":
-            return "shared memory is off (--shm off)"
-        if not stream.is_unix:
-            return "no descriptor can be passed over TCP"
-        return "the client does not know shared memory"
-
     def close(self) -> None:
         """Nothing is shown any more; `serve` does it at the end of its block."""
         if self.surface is not None:
             self.surface.close()
 
 
-def _ms_now() -> int:
-    return int(trio.current_time() * 1000) & 0xFFFFFFFF
-
-
 @contextlib.asynccontextmanager
 async def serve(
     *addresses: str,
-    shm: _Shm = "auto",
+    view_only: Sequence[str] = (),
+    inputs: Play | None = None,
+    shm: Shm = "auto",
     shm_limit: int = SHM_LIMIT,
     password: str | None = None,
     no_auth: bool = False,
@@ -287,26 +267,39 @@ async def serve(
     asked of every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix
     sockets must be of our own user.
 
+    ``inputs`` is called with what clients do: a sequence of the events of `spiceshm.events`, which
+    it is to play to whatever is shown; it returns when that has got them all, and is never called
+    again before. A key or a button that several clients hold comes up when the last of them lets
+    go, or vanishes. When it raises SourceError, that client's inputs channel is closed and it goes
+    on looking; other errors end the server. Without ``inputs``, and for clients of the
+    ``view_only`` addresses, which are listened on besides, there is nothing but to look.
+
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
     ValueError for a password that is too long. At the end of the block every connection is closed.
     """
     places = [parse_address(text) for text in addresses] or [default_address()]
+    others = [parse_address(text) for text in view_only]
     secret = _password(password)
-    for place in places:
+    for place in [*places, *others]:
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
             raise ListenError(
                 f"{place}: anybody could connect; "
                 "set a password (--password-file) or allow it (--no-auth)"
             )
     async with open_nursery() as nursery:
-        display = Display(nursery, shm=shm, shm_limit=shm_limit, password=secret)
+        display = Display(nursery, shm=shm, shm_limit=shm_limit, password=secret, inputs=inputs)
         with contextlib.ExitStack() as stack:
             stack.callback(display.close)
             listeners = [_listen(place, stack) for place in places]
+            lookers = [_listen(place, stack) for place in others]
             display.addresses = [listener.address for listener in listeners]
+            display.view_only_addresses = [listener.address for listener in lookers]
+            only_look = partial(display.handle, view_only=True)
             try:
                 for listener in listeners:
                     nursery.start_soon(listener.serve, display.handle, nursery)
+                for listener in lookers:
+                    nursery.start_soon(listener.serve, only_look, nursery)
                 yield display
             finally:
                 nursery.cancel_scope.cancel()  # before the sockets close under its tasks

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..memory import Frame, Pool, Reader, Segment
     from ..region import Rect
     from ..transport import Stream
+    from .sessions import Session
     from .surface import Surface
 
 log = logging.getLogger("spiceshm.server")
@@ -53,7 +54,10 @@ class ViewerStats:
     frames: frames (shared) or updates (ordinary SPICE) that it was sent. coalesced: frames that it
     was sent only as damage of a later one. lag_frames: frames published since the last one that it
     was sent. held_frames: frames that it holds now, and held_s: for how long it has held the oldest
-    of them, in seconds. bytes_sent: through its socket.
+    of them, in seconds. bytes_sent: through its socket. input: whether it may press keys: "no"
+    while its inputs channel is not open, "view only" where it may not, else "yes". input_events:
+    events of it that were played, input_held: keys and buttons that it holds down now, input_s:
+    seconds since its last event, None before the first.
     """
 
     peer: str
@@ -65,6 +69,10 @@ class ViewerStats:
     held_frames: int
     held_s: float
     bytes_sent: int
+    input: Literal["no", "view only", "yes"]
+    input_events: int
+    input_held: int
+    input_s: float | None
 
 
 class Viewer:
@@ -75,6 +83,7 @@ class Viewer:
         stream: Stream,
         machine: ServerDisplay,
         surface: Callable[[], Surface | None],
+        session: Session,
         *,
         monitors: bool,
         no_sharing: str | None,
@@ -85,6 +94,7 @@ class Viewer:
         self._stream = stream
         self._machine = machine
         self._surface = surface
+        self._session = session
         self._monitors = monitors
         self._no_sharing = no_sharing
         self._shown: Surface | None = None
@@ -113,7 +123,7 @@ class Viewer:
     def stats(self) -> ViewerStats:
         """How this client does, now."""
         since = [lent for _, _, lent in self._lent.values()]
-        reader, surface = self._reader, self._surface()
+        reader, surface, hands = self._reader, self._surface(), self._session.hands
         return ViewerStats(
             peer=self.peer,
             shm=self.shared,
@@ -124,6 +134,10 @@ class Viewer:
             held_frames=len(since),
             held_s=round(time.monotonic() - min(since), 3) if since else 0.0,
             bytes_sent=self._stream.bytes_sent,
+            input="view only" if self._session.view_only else "yes" if hands.open else "no",
+            input_events=hands.events,
+            input_held=len(hands.held),
+            input_s=None if hands.last is None else round(time.monotonic() - hands.last, 3),
         )
 
     def _lag(self, newest: int) -> int:

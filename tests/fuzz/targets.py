@@ -16,7 +16,7 @@ import fcntl
 import os
 import struct
 import tomllib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,9 +34,11 @@ from spiceshm.protocol import (
     TABLES,
     Channel,
     ClientDisplay,
+    ClientInputs,
     ClientLink,
     Password,
     ServerDisplay,
+    ServerInputs,
     ServerLink,
     SharedSurface,
     State,
@@ -254,16 +256,26 @@ _CHANNELS = [
 ]
 
 
+_END: dict[tuple[str, Sender], Callable[..., Channel]] = {
+    ("inputs", Sender.SERVER): ServerInputs,
+    ("inputs", Sender.CLIENT): ClientInputs,
+}
+
+
 def channels(given: Input) -> None:
     """Main, inputs and cursor, both roles, before and after INIT, mini and full headers."""
     channel, role, state = _CHANNELS[given.situation % len(_CHANNELS)]
     mini = given.situation // len(_CHANNELS) % 4 != 3
-    machine = Channel(channel, role, mini=mini)
+    machine = _END.get((channel, role), partial(Channel, channel, role))(mini=mini)
     machine.state = state
     try:
         for data, descriptors in given.reads():
             for message in machine.receive_data(data, descriptors):
                 str(message)
+                if isinstance(machine, ServerInputs):
+                    machine.events(message)
+            if isinstance(machine, ServerInputs) and state is State.OPEN:
+                machine.acknowledge(0)
             machine.data_to_send()
     finally:
         machine.close()

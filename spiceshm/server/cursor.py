@@ -1,0 +1,161 @@
+"""The pointer's picture and place, as every client that asks for a cursor channel is told them.
+
+Strategy: there is no queue. A channel knows what it has told and what is so now, and tells the
+difference when its client has acknowledged enough of what it was told before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import trio
+
+from ..nursery import open_nursery
+from ..wire.base import SetAck
+from ..wire.cursor import (
+    FLAG_NONE,
+    TYPE_ALPHA,
+    Cursor,
+    CursorHeader,
+    CursorHide,
+    CursorInit,
+    CursorMove,
+    CursorSet,
+)
+from .viewer import READ_SIZE
+
+if TYPE_CHECKING:
+    from ..events import CursorShape
+    from ..protocol import Channel
+    from ..transport import Stream
+    from ..wire import Message
+
+MAX_CURSOR_SIDE = 256
+"""Most pixels that a pointer's picture may have in either direction."""
+
+WINDOW = 1
+"""Each message is acknowledged by itself, so that three at most are on their way."""
+
+_HIDDEN = Cursor(FLAG_NONE)
+_FARTHEST = 0x7FFF
+
+
+class _Seen(NamedTuple):
+    """What a client sees of the pointer, as messages have it."""
+
+    cursor: Cursor = _HIDDEN
+    x: int = 0
+    y: int = 0
+
+    @property
+    def visible(self) -> bool:
+        return self.cursor is not _HIDDEN
+
+
+class Pointer:
+    """The pointer, and who looks at it."""
+
+    def __init__(self) -> None:
+        self.seen = _Seen()
+        self.known = False
+        """Whether the program has ever said what the pointer looks like."""
+        self.wanted = trio.Event()
+        """Set while some channel is open."""
+        self._channels: list[CursorChannel] = []
+        self._uniques = itertools.count(1)
+
+    def show(self, shape: CursorShape | None) -> None:
+        """Another picture, None: none. Raises ValueError for one that cannot be told."""
+        self.known = True
+        cursor = _HIDDEN if shape is None else _cursor(shape, next(self._uniques))
+        self._change(self.seen._replace(cursor=cursor))
+
+    def move(self, x: int, y: int) -> None:
+        x, y = (max(~_FARTHEST, min(at, _FARTHEST)) for at in (x, y))
+        self._change(self.seen._replace(x=x, y=y))
+
+    def _change(self, seen: _Seen) -> None:
+        self.seen = seen
+        for channel in self._channels:
+            channel.news.set()
+
+    def join(self, channel: CursorChannel) -> None:
+        self._channels.append(channel)
+        self.wanted.set()
+
+    def leave(self, channel: CursorChannel) -> None:
+        self._channels.remove(channel)
+        if not self._channels:
+            self.wanted = trio.Event()
+
+
+def _cursor(shape: CursorShape, unique: int) -> Cursor:
+    pixels = shape.pixels
+    height, width, depth = pixels.shape if pixels.ndim == 3 else (0, 0, 0)
+    sides = range(1, MAX_CURSOR_SIDE + 1)
+    if depth != 4 or pixels.dtype != np.uint8 or width not in sides or height not in sides:
+        raise ValueError(
+            f"a pointer's pixels are {pixels.shape} of {pixels.dtype}, not (height, width, 4) "
+            f"of uint8 with sides up to {MAX_CURSOR_SIDE}"
+        )
+    if shape.hot_x not in range(width) or shape.hot_y not in range(height):
+        raise ValueError(f"the hot spot {shape.hot_x},{shape.hot_y} is not in {width}x{height}")
+    header = CursorHeader(unique, TYPE_ALPHA, width, height, shape.hot_x, shape.hot_y)
+    return Cursor(0, header, pixels.tobytes())
+
+
+def _news(told: _Seen, now: _Seen) -> Message | None:
+    """What a client that knows ``told`` must hear. Where a hidden one is matters to nobody."""
+    if now.cursor is not told.cursor:
+        if not now.visible:
+            return CursorHide()
+        return CursorSet(now.x, now.y, 1, now.cursor)
+    if now.visible and now != told:
+        return CursorMove(now.x, now.y)
+    return None
+
+
+class CursorChannel:
+    """A client's cursor channel."""
+
+    def __init__(self, stream: Stream, machine: Channel, pointer: Pointer) -> None:
+        self.news = trio.Event()
+        """To be set when there may be something to tell."""
+        self._stream = stream
+        self._machine = machine
+        self._pointer = pointer
+        self._told = pointer.seen
+
+    async def run(self, first: bytes) -> None:
+        """Serve the channel to its end; ``first`` is what came behind the link phase.
+
+        Raises RemoteProtocolError for a breach, Disconnected.
+        """
+        now = self._told
+        self._machine.send(SetAck(1, WINDOW))
+        self._machine.send(CursorInit(now.x, now.y, 0, 0, now.visible, now.cursor))
+        self._stream.send_parts(self._machine.data_to_send())
+        self._pointer.join(self)
+        try:
+            async with open_nursery() as nursery:
+                nursery.start_soon(self._stream.flush_when_writable)
+                nursery.start_soon(self._tell)
+                data: bytes | memoryview = first
+                while True:
+                    self._machine.receive_data(data)
+                    self.news.set()
+                    data, _ = await self._stream.receive(READ_SIZE)
+        finally:
+            self._pointer.leave(self)
+
+    async def _tell(self) -> None:
+        while True:
+            await self.news.wait()
+            self.news = trio.Event()
+            now = self._pointer.seen
+            if self._machine.acks.open and (message := _news(self._told, now)):
+                self._told = now
+                self._machine.send(message)
+                self._stream.send_parts(self._machine.data_to_send())

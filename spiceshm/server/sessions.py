@@ -1,0 +1,122 @@
+"""Sessions: a client each. The main channel is the session, the others belong to it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import RemoteProtocolError
+from ..nursery import open_nursery
+from ..wire import main
+from ..wire.base import Ping
+from ..wire.types import ChannelType, MouseMode
+from .inputs import Hands
+from .viewer import READ_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Sequence
+
+    from ..protocol import Channel
+    from ..transport import Stream
+
+HEARTBEAT_S = 1.0
+"""A client that hears nothing for a few of these knows that something is wrong."""
+
+_MOUSE_MODES = MouseMode.SERVER | MouseMode.CLIENT
+_ONE_EACH = (ChannelType.INPUTS, ChannelType.CURSOR)
+
+
+class Session:
+    """One client. ``view_only`` is whether it came where clients may only look."""
+
+    def __init__(self, session_id: int, *, view_only: bool) -> None:
+        self.id = session_id
+        self.view_only = view_only
+        self.hands = Hands()
+        self.mouse_mode = MouseMode.CLIENT
+        self._channels: dict[trio.CancelScope, ChannelType] = {}
+
+    @contextlib.contextmanager
+    def channel(self, kind: ChannelType) -> Iterator[None]:
+        """The block is one of the session's channels: it is cancelled when the session ends.
+
+        Raises RemoteProtocolError for a second inputs or cursor channel at a time: other servers
+        close it without a word.
+        """
+        if kind in _ONE_EACH and kind in self._channels.values():
+            raise RemoteProtocolError("link_mess", "channel_type", "the session has one already")
+        with trio.CancelScope() as scope:
+            self._channels[scope] = kind
+            try:
+                yield
+            finally:
+                del self._channels[scope]
+
+    def end(self) -> None:
+        for scope in list(self._channels):
+            scope.cancel()
+
+
+def new_session_id(taken: Container[int]) -> int:
+    """Unguessable, because it is all that binds a channel to its session."""
+    while True:
+        session_id = secrets.randbits(32)
+        if session_id and session_id not in taken:
+            return session_id
+
+
+class MainChannel:
+    """A session's main channel; ``channels`` are the others that it may open."""
+
+    def __init__(
+        self, stream: Stream, machine: Channel, session: Session, channels: Sequence[ChannelType]
+    ) -> None:
+        self._stream = stream
+        self._machine = machine
+        self._session = session
+        self._channels = channels
+
+    async def run(self, first: bytes) -> None:
+        """Serve the channel to its end; ``first`` is what came behind the link phase.
+
+        Raises RemoteProtocolError for a breach, Disconnected.
+        """
+        mode, now = self._session.mouse_mode, _ms_now()
+        self._machine.send(main.MainInit(self._session.id, 1, _MOUSE_MODES, mode, 0, 0, now, 0))
+        others = tuple(main.ChannelId(kind, 0) for kind in self._channels)
+        self._machine.send(main.ChannelsList(others))
+        async with open_nursery() as nursery:
+            nursery.start_soon(self._stream.flush_when_writable)
+            nursery.start_soon(self._beat)
+            data: bytes | memoryview = first
+            while True:
+                self._received(data)
+                await self._stream.settled()
+                data, _ = await self._stream.receive(READ_SIZE)
+
+    def _received(self, data: bytes | memoryview) -> None:
+        for message in self._machine.receive_data(data):
+            if isinstance(message, main.MouseModeRequest):
+                if message.mode in (MouseMode.SERVER, MouseMode.CLIENT):
+                    self._session.mouse_mode = MouseMode(message.mode)
+                self._machine.send(main.MouseMode(_MOUSE_MODES, self._session.mouse_mode))
+        self._flush()
+
+    async def _beat(self) -> None:
+        for number in itertools.count(1):
+            await trio.sleep(HEARTBEAT_S)
+            if not self._stream.pending:
+                self._machine.send(Ping(number & 0xFFFFFFFF, time.monotonic_ns()))
+                self._flush()
+
+    def _flush(self) -> None:
+        self._stream.send_parts(self._machine.data_to_send())
+
+
+def _ms_now() -> int:
+    return int(trio.current_time() * 1000) & 0xFFFFFFFF
