@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spiceshm.errors import LocalProtocolError, RemoteProtocolError
-from spiceshm.protocol import TABLES, Channel, ClientDisplay, Outgoing, ServerDisplay, State
+from spiceshm.protocol import (
+    TABLES,
+    Channel,
+    ClientDisplay,
+    ClientInputs,
+    Outgoing,
+    ServerDisplay,
+    ServerInputs,
+    State,
+)
 from spiceshm.protocol.channel import CLIENT_MESSAGE_LIMIT, SERVER_MESSAGE_LIMIT
 from spiceshm.wire import MESSAGES, Message, Sender, base, cursor, display, inputs, main, shm, types
 from tests import pair
@@ -37,6 +46,8 @@ def ends(channel: str, *, mini: bool = True) -> ConnectionPair:
     """Two fresh ends of any channel."""
     if channel == "display":
         return pair.DisplayPair(mini=mini)
+    if channel == "inputs":
+        return ConnectionPair(ServerInputs(mini=mini), ClientInputs(mini=mini))
     return ConnectionPair(
         Channel(channel, Sender.SERVER, mini=mini), Channel(channel, Sender.CLIENT, mini=mini)
     )
@@ -50,6 +61,8 @@ def ends_at(channel: str, state: State, kind: type[Message] | None = None) -> Co
     if state is State.OPEN:
         first = {"main": main.MainInit, "inputs": inputs.InputsInit, "cursor": cursor.CursorInit}
         joined.server_sends(EXAMPLES[first[channel]][0])
+    if channel == "inputs" and kind is inputs.MouseMotionAck:  # which is for four motions
+        joined.client_sends(*[inputs.MouseMotion(1, 1, 0)] * 4)
     return joined
 
 
