@@ -546,6 +546,7 @@ def test_the_server_tells_how_its_clients_do() -> None:
                 assert client["held_frames"] <= 3
                 assert client["lag_frames"] >= 0
                 assert client["coalesced"] >= 0
+                assert (client["input"], client["input_events"]) == ("no", 0)
             one.send(signal.SIGSTOP)
 
             def held() -> dict[str, Any] | None:
@@ -556,7 +557,8 @@ def test_the_server_tells_how_its_clients_do() -> None:
             assert stuck["lag_frames"] > 100
             one.send(signal.SIGCONT)
             until(lambda: "frames coalesced   lag  held" in server.errors)
-            assert f"shared  {shared['peer']}" in server.errors
+            line = rf"shared  no +0 +0  {re.escape(shared['peer'])}"
+            assert re.search(line, server.errors)
 
 
 def test_a_client_that_is_killed_is_not_missed() -> None:
