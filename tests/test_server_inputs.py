@@ -62,6 +62,12 @@ def jumping() -> trio.testing.MockClock:
 
 
 @pytest.fixture
+def skipping() -> trio.testing.MockClock:
+    """Time that goes on as always, and jumps when it is told to."""
+    return trio.testing.MockClock(rate=1)
+
+
+@pytest.fixture
 def address() -> Iterator[str]:
     with short_directory() as place:
         yield f"unix:{place}/s"
@@ -319,16 +325,19 @@ async def test_who_does_not_read_acknowledgements_is_read_no_further(
     address: str, program: Recorder
 ) -> None:
     """What the server would have to say to it costs no memory."""
-    flood = framed(STILL) * 4000
     async with shown(address, program), keyboard(address) as keys:
-        before = -1
-        with trio.fail_after(DEADLINE):
-            while keys.stream.bytes_sent > before:
-                before = keys.stream.bytes_sent
-                with trio.move_on_after(1):
-                    while True:
-                        keys.stream.send(flood)
-                        await keys.stream.drain()
+        await fill(keys, framed(STILL))
+
+
+async def fill(peer: byhand.Peer, request: bytes) -> None:
+    """Ask the same again and again and read no answer, until the server takes no more."""
+    with trio.fail_after(DEADLINE):
+        while not peer.stream.pending:
+            while not peer.stream.pending:
+                peer.stream.send(request * 4000)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            with trio.move_on_after(0.1):
+                await peer.stream.drain()
 
 
 # What is held
@@ -609,6 +618,22 @@ async def test_a_heartbeat_a_second(
             assert ping.id == number
             assert 0.5 < trio.current_time() - at < 1.5
             assert before < ping.timestamp < time.monotonic_ns()
+
+
+async def test_who_does_not_read_main_is_read_no_further_and_hears_no_heartbeats(
+    address: str, program: Recorder, skipping: trio.testing.MockClock
+) -> None:
+    async with shown(address, program), byhand.session(address) as client:
+        await fill(client.main, framed(main.MouseModeRequest(1)))
+        for _ in range(1000):
+            skipping.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+        pings = 0
+        with trio.move_on_after(1):
+            while True:
+                await client.main.find(base.Ping)
+                pings += 1
+        assert pings < 20
 
 
 # The pointer's picture

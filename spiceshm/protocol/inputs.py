@@ -88,6 +88,7 @@ class ServerInputs(Channel):
     def __init__(self, *, mini: bool = True) -> None:
         super().__init__("inputs", Sender.SERVER, mini=mini)
         self.acks_due = 0
+        """Acknowledgements that the client waits for: see `acknowledge`."""
         self._motions = 0
         self._pings = 0
         self._scan_codes = ScanCodes()
