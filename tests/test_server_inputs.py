@@ -682,16 +682,22 @@ async def test_a_cursor_from_nothing_to_hidden(address: str, program: Recorder) 
             assert await late.next() == cursor.CursorInit(0x7FFF, -7, 0, 0, 1, told(beam, 3))
 
 
+@pytest.mark.parametrize("speaks", ["shows", "waits"])
 async def test_a_pointer_that_nobody_spoke_of_is_not_listed(
-    address: str, program: Recorder
+    address: str, program: Recorder, speaks: str
 ) -> None:
     """Viewers would hide their own over a surface that has none."""
-    async with shown(address, program) as display:
+    async with shown(address, program) as display, trio.open_nursery() as nursery:
         async with byhand.session(address) as client:
             assert CURSOR not in client.listed
-        display.set_cursor(None)
+        if speaks == "shows":
+            display.set_cursor(None)
+        else:
+            nursery.start_soon(display.cursor_wanted)
+            await trio.testing.wait_all_tasks_blocked()
         async with byhand.session(address) as client:
             assert CURSOR in client.listed
+            await client.open(CURSOR)
 
 
 async def test_who_wants_a_cursor(address: str, program: Recorder) -> None:

@@ -60,7 +60,7 @@ class Pointer:
     def __init__(self) -> None:
         self.seen = _Seen()
         self.known = False
-        """Whether the program has ever said what the pointer looks like."""
+        """Whether the program has ever said that there is one."""
         self.wanted = trio.Event()
         """Set while some channel is open."""
         self._channels: list[CursorChannel] = []

@@ -130,8 +130,8 @@ class Display:
     def set_cursor(self, shape: CursorShape | None) -> None:
         """Say what the pointer looks like; None: it is hidden.
 
-        Clients that come after the first call of this are told that there is a pointer to see.
-        Raises ValueError for a shape of no or more than 256x256 pixels, or whose hot spot is not
+        Clients that come after the first call of this or of `cursor_wanted` are told that there is
+        a pointer. Raises ValueError for a shape of no or more than 256x256 pixels, or whose hot spot is not
         within it.
         """
         self._pointer.show(shape)
@@ -149,7 +149,8 @@ class Display:
         return self._pointer.wanted.is_set()
 
     async def cursor_wanted(self) -> None:
-        """Wait until some client looks at the pointer."""
+        """Wait until some client looks at the pointer, which is then told with `set_cursor`."""
+        self._pointer.known = True
         await self._pointer.wanted.wait()
 
     # Connections
