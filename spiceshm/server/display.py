@@ -131,8 +131,8 @@ class Display:
         """Say what the pointer looks like; None: it is hidden.
 
         Clients that come after the first call of this or of `cursor_wanted` are told that there is
-        a pointer. Raises ValueError for a shape of no or more than 256x256 pixels, or whose hot spot is not
-        within it.
+        a pointer. Raises ValueError for a shape of no or more than 256x256 pixels, or whose hot
+        spot is not within it.
         """
         self._pointer.show(shape)
 
