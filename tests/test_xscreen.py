@@ -950,6 +950,9 @@ def test_not_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XAUTHORITY", str(tmp_path / "none"))
     with xvfb(64, 48, 24, "-auth", str(keys)) as display:
         assert "does not let this user in; set XAUTHORITY" in refusal(display)
+        with pytest.raises(XError, match="does not let this user in"):
+            XScreen.open(display, os.urandom(16))
+        XScreen.open(display, cookie).close()
         monkeypatch.setenv("XAUTHORITY", str(keys))
         XScreen.open(display).close()
 

@@ -27,9 +27,14 @@ class XDesktop:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, display: str | None) -> AsyncIterator[XDesktop]:
-        """Connect to an X display (``:5``; None: $DISPLAY). Raises SourceError saying why not."""
-        screen = await trio.to_thread.run_sync(XScreen.open, display)
+    async def open(
+        cls, display: str | None, cookie: bytes | None = None
+    ) -> AsyncIterator[XDesktop]:
+        """Connect to an X display (``:5``; None: $DISPLAY). Raises SourceError saying why not.
+
+        ``cookie`` is an MIT-MAGIC-COOKIE-1; None: what $XAUTHORITY or ~/.Xauthority has.
+        """
+        screen = await trio.to_thread.run_sync(XScreen.open, display, cookie)
         try:
             yield cls(screen)
         finally:

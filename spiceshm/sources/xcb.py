@@ -3,7 +3,7 @@
 *The trio loop never waits for the X server.* libxcb's own waiting is not used once a screen is
 open, apart from `XConnection._attach`, which is meant for a worker thread. libxcb reads whatever is
 there into queues of its own, even while it sends. So one always asks the queues first and waits for
-the descriptor after. It knows neither screens nor pictures.
+the descriptor after. It knows no pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import trio
 
@@ -66,10 +66,12 @@ class XConnection:
 
     _shm: Any  # the MIT-SHM extension, where there is one
 
-    def __init__(self, xcb: Xcb, connection: Any, name: str) -> None:
-        """``connection`` is an xcffib connection, ours from now on."""
+    def __init__(self, xcb: Xcb, connection: Any, screen: Any, name: str) -> None:
+        """Use `open`. ``connection`` is an xcffib connection, ours from now on."""
         self._xcb = xcb
         self._connection: Any = connection
+        self._screen = screen
+        self._root: int = screen.root
         self._name = name
         self._fd: int = connection.get_file_descriptor()
         self._gone: str | None = None  # why no more can be asked
@@ -79,6 +81,32 @@ class XConnection:
         self._segments: dict[int, int] = {}  # shmseg -> size in bytes
         self._reply_at = xcb.ffi.new("void **")
         self._error_at = xcb.ffi.new("xcb_generic_error_t **")
+
+    @classmethod
+    def open(cls, display: str | None = None, cookie: bytes | None = None) -> Self:
+        """Connect to ``display`` (None: $DISPLAY) and ask for what this kind of connection needs.
+
+        ``cookie`` is an MIT-MAGIC-COOKIE-1; None: what $XAUTHORITY or ~/.Xauthority has. Blocks
+        until the server has answered (well under 0.1 s on one machine), so within trio call it in a
+        worker thread if the server may hang. Raises XError.
+        """
+        name = display if display is not None else os.environ.get("DISPLAY", "")
+        if not name:
+            raise XError("no X display: name one such as ':0', or set $DISPLAY")
+        xcb = load()
+        self = cls(xcb, *connect(xcb, name, cookie), name)
+        try:
+            self._start()
+        except xcb.xcffib.XcffibException as error:
+            self.close()
+            raise XError(f"X display {name}: {type(error).__name__} {error}".rstrip()) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _start(self) -> None:
+        """Ask for what is needed; blocks. Raises XError and xcffib's."""
 
     @property
     def name(self) -> str:
@@ -287,13 +315,16 @@ def load() -> Xcb:
     return Xcb(xcffib, xproto, shm, damage, xfixes, ffi, ffi.dlopen(xcffib.soname))
 
 
-def connect(xcb: Xcb, name: str) -> tuple[Any, Any]:
+def connect(xcb: Xcb, name: str, cookie: bytes | None = None) -> tuple[Any, Any]:
     """Connect; returns xcffib's connection and its screen. Raises XError."""
-    number = xcb.ffi.new("int *")
-    pointer = xcb.xcffib.lib.xcb_connect(os.fsencode(name), number)
-    code = xcb.xcffib.lib.xcb_connection_has_error(pointer)
+    lib, number = xcb.xcffib.lib, xcb.ffi.new("int *")
+    if cookie is None:
+        pointer = lib.xcb_connect(os.fsencode(name), number)
+    else:
+        pointer = _connect_with(xcb, name, cookie, number)
+    code = lib.xcb_connection_has_error(pointer)
     if code:
-        xcb.xcffib.lib.xcb_disconnect(pointer)
+        lib.xcb_disconnect(pointer)
         raise XError(_why_not(xcb, name, code))
     try:
         connection = xcb.xcffib.wrap(pointer)
@@ -301,6 +332,20 @@ def connect(xcb: Xcb, name: str) -> tuple[Any, Any]:
         xcb.xcffib.lib.xcb_disconnect(pointer)
         raise XError(f"X display {name} closed the connection") from None
     return connection, connection.setup.roots[number[0]]
+
+
+def _connect_with(xcb: Xcb, name: str, cookie: bytes, number: Any) -> Any:
+    """What xcb_connect does, but with a cookie that is given; libxcb copies it."""
+    scheme = b"MIT-MAGIC-COOKIE-1"
+    auth = xcb.ffi.new("xcb_auth_info_t *")
+    auth_name, auth_data = xcb.ffi.new("char[]", scheme), xcb.ffi.new("char[]", cookie)
+    auth.namelen, auth.name, auth.datalen, auth.data = (
+        len(scheme),
+        auth_name,
+        len(cookie),
+        auth_data,
+    )
+    return xcb.xcffib.lib.xcb_connect_to_display_with_auth_info(os.fsencode(name), auth, number)
 
 
 def _why_not(xcb: Xcb, name: str, code: int) -> str:

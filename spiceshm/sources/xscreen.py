@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import trio
 
-from .xcb import REPLY_HEAD, Refused, Xcb, XConnection, XError, connect, load
+from .xcb import REPLY_HEAD, Refused, Xcb, XConnection, XError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,9 +112,7 @@ class XScreen(XConnection):
     """
 
     def __init__(self, xcb: Xcb, connection: Any, screen: Any, name: str) -> None:
-        """Use `open`. ``connection`` is an xcffib connection, ours from now on."""
-        super().__init__(xcb, connection, name)
-        self._root: int = screen.root
+        super().__init__(xcb, connection, screen, name)
         self._depth: int = screen.root_depth
         self._pitch = 0  # bytes from one row to the next, as the server pads them
         self._scanline_pad = 0
@@ -128,30 +126,6 @@ class XScreen(XConnection):
         self._notified: int | None = None  # number in the DamageNotify that came after it
         self._undelivered = True  # the collected region may hold something; at first: everything
         self._delivered = False  # ... and all of it has been handed out: empty it first
-
-    @classmethod
-    def open(cls, display: str | None = None) -> XScreen:
-        """Connect to ``display`` (None: $DISPLAY) and watch its root window.
-
-        Blocks until the server has answered (well under 0.1 s on one machine), so within trio call
-        it in a worker thread if the server may hang. Raises XError.
-        """
-        name = display if display is not None else os.environ.get("DISPLAY", "")
-        if not name:
-            raise XError("no X display: name one such as ':0', or set $DISPLAY")
-        xcb = load()
-        connection, screen = connect(xcb, name)
-        self = cls(xcb, connection, screen, name)
-        try:
-            self._check_format(screen)
-            self._start()
-        except xcb.xcffib.XcffibException as error:
-            self.close()
-            raise XError(f"X display {name}: {type(error).__name__} {error}".rstrip()) from error
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     @property
     def width(self) -> int:
@@ -315,8 +289,9 @@ class XScreen(XConnection):
 
     # opening
 
-    def _check_format(self, screen: Any) -> None:
+    def _check_format(self) -> None:
         """Raise XError unless the root's pixels are of one of the two kinds that we know."""
+        screen = self._screen
         setup = self._connection.setup
         of_depth = [f for f in setup.pixmap_formats if f.depth == self._depth]
         visuals = [v for d in screen.allowed_depths for v in d.visuals]
@@ -337,7 +312,8 @@ class XScreen(XConnection):
         raise XError(f"X display {self._name} has {kind}; {_ACCEPTED}")
 
     def _start(self) -> None:
-        """Ask for the extensions, watch the root window; blocks. Raises XError and xcffib's."""
+        """Ask for the extensions and watch the root window."""
+        self._check_format()
         connection, xcb = self._connection, self._xcb
         for key in (xcb.damage.key, xcb.xfixes.key):
             if not self._extension(key).present:
