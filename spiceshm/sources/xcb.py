@@ -24,9 +24,12 @@ from ..errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
 REPLY_HEAD = 32
 """Bytes of a reply in front of its data."""
+
+EVENT_SIZE = 32
 
 # Functions of libxcb that xcffib does not declare (in every version).
 _CDEF = """
@@ -49,6 +52,10 @@ class Refused(XError):
         super().__init__(text)
 
 
+class Lacking(XError):
+    """The X server has not got an extension."""
+
+
 class Xcb(NamedTuple):
     """xcffib with its generated modules, and our own view of the same libxcb."""
 
@@ -57,6 +64,9 @@ class Xcb(NamedTuple):
     shm: Any
     damage: Any
     xfixes: Any
+    xtest: Any
+    xkb: Any
+    xinput: Any
     ffi: Any
     lib: Any
 
@@ -76,6 +86,7 @@ class XConnection:
         self._fd: int = connection.get_file_descriptor()
         self._gone: str | None = None  # why no more can be asked
         self._token: trio.lowlevel.TrioToken | None = None
+        self._waiter: trio.Event | None = None  # set when the task that waits looks again
         self._users = 0  # threads in attach and detach, for which close has to wait
         self._leaving = threading.Condition()
         self._segments: dict[int, int] = {}  # shmseg -> size in bytes
@@ -139,6 +150,17 @@ class XConnection:
         self._connection.disconnect()
         self._connection, self._fd = None, -1
         self._segments.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def detach(self, shmseg: int) -> None:
         """Let the X server unmap a segment; nothing happens if it or the server is gone."""
@@ -209,6 +231,13 @@ class XConnection:
     def _extension(self, key: Any) -> Any:
         return self._xcb.xcffib.lib.xcb_get_extension_data(self._connection._conn, key.c_key)
 
+    def _need(self, key: Any) -> tuple[Any, int]:
+        """An extension, and the kind of its first event; blocks. Raises Lacking."""
+        data = self._extension(key)
+        if not data.present:
+            raise Lacking(f"X display {self._name} lacks the extension {key.name}")
+        return self._connection(key), data.first_event
+
     @contextlib.contextmanager
     def _sending(self) -> Iterator[None]:
         """What is asked within goes out in one flush; a dead connection becomes XError."""
@@ -237,9 +266,21 @@ class XConnection:
         return reply
 
     async def _readable(self) -> None:
-        # ClosedResourceError means close() or _wake(): in both cases the caller looks again.
-        with contextlib.suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_readable(self._fd)
+        """Return when there may be something new in libxcb's queues; several tasks may wait.
+
+        Whoever looks takes in what is there for all of them, so all of them look again.
+        """
+        if self._waiter is not None:
+            await self._waiter.wait()
+            return
+        self._waiter = trio.Event()
+        try:
+            # ClosedResourceError means close() or _wake(): in both cases the caller looks again.
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._fd)
+        finally:
+            self._waiter.set()
+            self._waiter = None
 
     def _wake(self) -> None:
         """Let a waiting task look at libxcb's queues again.
@@ -271,6 +312,25 @@ class XConnection:
         # The buffer keeps the C memory alive, and so does an array made over it.
         return ffi.buffer(ffi.gc(reply, c_free), REPLY_HEAD + 4 * reply.length)
 
+    # events
+
+    def _pump(self) -> None:
+        """Take in every event that has come; never waits. Raises XError."""
+        self._check_alive()
+        xcffib, ffi, conn = self._xcb.xcffib, self._xcb.ffi, self._connection._conn
+        while (event := xcffib.lib.xcb_poll_for_event(conn)) != ffi.NULL:
+            event = ffi.gc(event, xcffib.c_free)
+            kind = event.response_type  # with bit 7 set another client made it up
+            if kind == 0:
+                raise self._refusal(ffi.cast("xcb_generic_error_t *", event))
+            self._saw(kind, event.full_sequence, ffi.buffer(event, EVENT_SIZE))
+        if xcffib.lib.xcb_connection_has_error(conn):
+            raise self._lost()
+
+    def _saw(self, kind: int, sequence: int, event: Any) -> None:
+        """Called by `_pump` with each event: its 32 bytes, and the number of the last request of
+        ours that the server had begun."""
+
     # errors
 
     def _check_alive(self) -> None:
@@ -300,9 +360,10 @@ def _close_unsent(copy: int, original: int) -> None:
 @cache
 def load() -> Xcb:
     """Import xcffib, which not everybody has. Raises XError."""
+    names = ("xproto", "shm", "damage", "xfixes", "xtest", "xkb", "xinput")
     try:
-        names = ("xcffib", "xcffib.xproto", "xcffib.shm", "xcffib.damage", "xcffib.xfixes", "cffi")
-        xcffib, xproto, shm, damage, xfixes, cffi = map(importlib.import_module, names)
+        xcffib, cffi = importlib.import_module("xcffib"), importlib.import_module("cffi")
+        modules = [importlib.import_module(f"xcffib.{name}") for name in names]
     except ImportError:
         raise XError("X displays need xcffib: pip install 'spiceshm[x11]'") from None
     except OSError as error:
@@ -312,7 +373,7 @@ def load() -> Xcb:
     ffi = cffi.FFI()
     ffi.include(xcffib.ffi)  # the types, so that xcffib's connection fits
     ffi.cdef(_CDEF)
-    return Xcb(xcffib, xproto, shm, damage, xfixes, ffi, ffi.dlopen(xcffib.soname))
+    return Xcb._make((xcffib, *modules, ffi, ffi.dlopen(xcffib.soname)))
 
 
 def connect(xcb: Xcb, name: str, cookie: bytes | None = None) -> tuple[Any, Any]:

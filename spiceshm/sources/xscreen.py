@@ -41,7 +41,6 @@ from .xcb import REPLY_HEAD, Refused, Xcb, XConnection, XError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -276,17 +275,6 @@ class XScreen(XConnection):
         super().close()
         self._stage = None
 
-    def __enter__(self) -> XScreen:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # opening
 
     def _check_format(self) -> None:
@@ -315,12 +303,8 @@ class XScreen(XConnection):
         """Ask for the extensions and watch the root window."""
         self._check_format()
         connection, xcb = self._connection, self._xcb
-        for key in (xcb.damage.key, xcb.xfixes.key):
-            if not self._extension(key).present:
-                raise XError(f"X display {self._name} lacks the extension {key.name}")
-        self._first_damage: int = self._extension(xcb.damage.key).first_event
-        self._damage_ext = connection(xcb.damage.key)
-        self._xfixes = connection(xcb.xfixes.key)
+        self._damage_ext, self._first_damage = self._need(xcb.damage.key)
+        self._xfixes, _ = self._need(xcb.xfixes.key)
         self._damage_ext.QueryVersion(1, 1).reply()
         if self._xfixes.QueryVersion(2, 0).reply().major_version < 2:
             raise XError(f"X display {self._name} has no XFIXES 2 (regions)")
@@ -551,21 +535,11 @@ class XScreen(XConnection):
 
     # events
 
-    def _pump(self) -> None:
-        """Take in every event that has come; never waits. Raises XError."""
-        self._check_alive()
-        xcffib, ffi, conn = self._xcb.xcffib, self._xcb.ffi, self._connection._conn
-        while (event := xcffib.lib.xcb_poll_for_event(conn)) != ffi.NULL:
-            event = ffi.gc(event, xcffib.c_free)
-            kind = event.response_type  # with bit 7 set another client made it up
-            if kind == 0:
-                raise self._refusal(ffi.cast("xcb_generic_error_t *", event))
-            if kind == self._first_damage:
-                self._saw_damage(event.full_sequence)
-            elif kind == _CONFIGURE_NOTIFY:
-                self._saw_size(*struct.unpack_from("=HH", ffi.buffer(event, 32), 20))
-        if xcffib.lib.xcb_connection_has_error(conn):
-            raise self._lost()
+    def _saw(self, kind: int, sequence: int, event: Any) -> None:
+        if kind == self._first_damage:
+            self._saw_damage(sequence)
+        elif kind == _CONFIGURE_NOTIFY:
+            self._saw_size(*struct.unpack_from("=HH", event, 20))
 
     def _saw_damage(self, sequence: int) -> None:
         # One from before the last Subtract tells of what that Subtract took.
