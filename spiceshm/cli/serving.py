@@ -23,6 +23,8 @@ from .options import OK
 if TYPE_CHECKING:
     import argparse
 
+    from ..server.inputs import Play
+
 DEFAULT_SURFACE = (1920, 1080)
 DEFAULT_FPS = 60.0
 STATS_S = 1.0
@@ -48,21 +50,21 @@ Show = Callable[..., Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def _source(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, Show]]:
-    """What is shown, in words, and the task that shows it."""
+async def _source(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, Show, Play | None]]:
+    """What is shown, in words, the task that shows it, and what plays the input of clients."""
     fps = DEFAULT_FPS if arguments.fps is None else arguments.fps
     if arguments.source == "x11":
         from ..sources.x11 import XDesktop
 
         async with XDesktop.open(arguments.display) as desktop:
-            yield str(desktop), partial(desktop.show, fps=fps)
+            yield str(desktop), partial(desktop.show, fps=fps), desktop.play
         return
     from ..sources.pattern import show_pattern
 
     width, height = arguments.surface or DEFAULT_SURFACE
     full = arguments.damage == "full"
     show = partial(show_pattern, width=width, height=height, fps=fps, full=full)
-    yield f"test pattern {width}x{height}", show
+    yield f"test pattern {width}x{height}", show, None
 
 
 async def _serve(name: str, arguments: argparse.Namespace) -> int:
@@ -70,10 +72,11 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
     password = read_password(arguments.password_file)
     async with (
         until_interrupted(),
-        _source(arguments) as (what, show),
+        _source(arguments) as (what, show, play),
         serve(
             *arguments.listen or (),
             view_only=arguments.listen_view_only or (),
+            inputs=play,
             shm=arguments.shm,
             shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from ..errors import SourceError
+from ..nursery import open_nursery
+from .xcb import Lacking, XConnection
+from .xcursor import XCursor
+from .xinput import XInput
 from .xscreen import Target, XResized, XScreen, bands
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from ..events import Event
     from ..memory import Segment
     from ..region import Rect
     from ..server import Display, Drawing, Surface
 
 
-class XDesktop:
-    """An X display that is watched; made by `open`, shown by `show`."""
+log = logging.getLogger("spiceshm.sources")
 
-    def __init__(self, screen: XScreen) -> None:
+Connection = TypeVar("Connection", bound=XConnection)
+
+
+class XDesktop:
+    """An X display that is watched and acted on; made by `open`, shown by `show`.
+
+    Each kind of work has an X connection of its own, so that none waits for another.
+    """
+
+    def __init__(self, screen: XScreen, input: XInput | None, cursor: XCursor | None) -> None:
+        """None: the X server has not got what it takes."""
         self._screen = screen
+        self._input = input
+        self._cursor = cursor
         self._attached: dict[Segment, int | None] = {}
 
     @classmethod
@@ -32,17 +49,39 @@ class XDesktop:
     ) -> AsyncIterator[XDesktop]:
         """Connect to an X display (``:5``; None: $DISPLAY). Raises SourceError saying why not.
 
-        ``cookie`` is an MIT-MAGIC-COOKIE-1; None: what $XAUTHORITY or ~/.Xauthority has.
+        ``cookie`` is an MIT-MAGIC-COOKIE-1; None: what $XAUTHORITY or ~/.Xauthority has. Where the
+        X server lacks what input or pointer need, it can be looked at all the same.
         """
-        screen = await trio.to_thread.run_sync(XScreen.open, display, cookie)
-        try:
-            yield cls(screen)
-        finally:
-            screen.close()
+        with contextlib.ExitStack() as stack:
+
+            async def connected(kind: type[Connection]) -> Connection:
+                opened: Connection = await trio.to_thread.run_sync(kind.open, display, cookie)
+                stack.enter_context(opened)
+                return opened
+
+            screen = await connected(XScreen)
+            input = cursor = None
+            try:
+                input = await connected(XInput)
+            except Lacking as error:
+                log.warning("%s: clients can look but not act", error)
+            try:
+                cursor = await connected(XCursor)
+            except Lacking as error:
+                log.warning("%s: clients see no pointer", error)
+            yield cls(screen, input, cursor)
 
     def __str__(self) -> str:
         screen = self._screen
         return f"X display {screen.name} {screen.width}x{screen.height} depth {screen.depth}"
+
+    @property
+    def play(self) -> Callable[[Sequence[Event]], Awaitable[None]] | None:
+        """What plays the events of clients, for ``serve(inputs=...)``; None: it cannot be done.
+
+        It returns when the X server has done all of them, and raises SourceError when that is gone.
+        """
+        return None if self._input is None else self._input.play
 
     async def show(
         self,
@@ -53,17 +92,24 @@ class XDesktop:
     ) -> None:
         """Show the desktop for ever, at most ``fps`` frames a second (0: no limit).
 
-        Started once there is a surface. A still desktop makes no frames. When the desktop changes
+        With it go the pointer, no more often, and which locks are on. Started once there is a
+        surface and all of that is told. A still desktop makes no frames. When the desktop changes
         its size a new surface follows. Raises SourceError when the X server goes away.
         """
-        while True:
-            surface = self._new_surface(display)
+        pause = 1 / fps if fps else 0.0
+        surface = self._new_surface(display)
+        async with open_nursery() as nursery:
+            if self._input is not None:
+                await nursery.start(self._input.watch, display.set_locks)
+            if self._cursor is not None:
+                await nursery.start(self._cursor.follow, display, pause)
             task_status.started()
-            task_status = trio.TASK_STATUS_IGNORED  # that is said once
-            try:
-                await self._follow(surface, 1 / fps if fps else 0.0)
-            except XResized:
-                self._screen.resize()
+            while True:
+                try:
+                    await self._follow(surface, pause)
+                except XResized:
+                    self._screen.resize()
+                    surface = self._new_surface(display)
 
     def _new_surface(self, display: Display) -> Surface:
         old = self._attached
