@@ -9,6 +9,7 @@ In reading order:
     transport               addresses, sockets, descriptors that travel
     server, client          where the three meet
     sources                 what a server can show: a test pattern, an X display
+    desktops                a desktop of one's own: where server, client and sources meet
     cli                     the two programs
 """
 
@@ -33,6 +34,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .client import Frame, Frames, RemoteDisplay, connect
+    from .desktops import Desktop, desktop
     from .server import Display, Drawing, Surface, ViewerStats, serve
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AddressError",
     "ConnectError",
+    "Desktop",
     "Disconnected",
     "Display",
     "Drawing",
@@ -59,11 +62,13 @@ __all__ = [
     "Timeout",
     "ViewerStats",
     "connect",
+    "desktop",
     "serve",
 ]
 
 _LATER = {
     **dict.fromkeys(("Frame", "Frames", "RemoteDisplay", "connect"), "client"),
+    **dict.fromkeys(("Desktop", "desktop"), "desktops"),
     **dict.fromkeys(("Display", "Drawing", "Surface", "ViewerStats", "serve"), "server"),
 }
 

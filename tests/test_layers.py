@@ -1,7 +1,8 @@
 """Who may import whom, read off the import statements of the package.
 
 Three towers (messages and machines; memory; transport) know nothing of each other and meet in
-server and client. What is imported for annotations alone counts like any other import.
+server and client; these and the sources meet in desktops. What is imported for annotations alone
+counts like any other import.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("sources",): ("spiceshm.client", "spiceshm.wire", "spiceshm.protocol", "spiceshm.transport"),
     ("server",): ("spiceshm.client", "spiceshm.sources", "spiceshm.cli"),
     ("client",): ("spiceshm.server", "spiceshm.sources", "spiceshm.cli"),
+    ("sources", "server", "client"): ("spiceshm.desktops",),
+    ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery"),
     ("wire", "protocol", "memory"): ("trio", "socket", "time", "asyncio", "select", "threading"),
 }
 """Modules at the top of the package, and what none of them imports; ``!`` makes an exception."""

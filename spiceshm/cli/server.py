@@ -1,4 +1,4 @@
-"""``spiceshm-server``: serve a test pattern or an X desktop."""
+"""``spiceshm-server``: serve a test pattern, an X desktop, or one of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ EXAMPLES = """\
 examples:
   spiceshm-server                              a test pattern of 1920x1080 at the default socket
   spiceshm-server --source x11 --display :5    the X desktop :5
+  spiceshm-server --source xvfb -- xterm       a desktop of its own, with xterm, until xterm ends
   spiceshm-server --listen unix:/run/user/1000/demo.sock --listen tcp:127.0.0.1:5930
   spiceshm-server --surface 1280x720 --fps 30 --damage full
 
 addresses: unix:/path, unix:@name (abstract: no file protects it, only the check that the client is
 of your own user), tcp:host:port (port 0: any free one). TCP beyond loopback needs a password.
 
-exit status: 0 ended by a signal, 1 could not run, 2 wrong options."""
+exit status: 0 ended by a signal, 1 could not run, 2 wrong options; behind a command that ended, its
+own: 128+N if signal N killed it, 127 if there is no such program, 126 if it cannot be run."""
 
 MAX_FPS = 1000.0
 
@@ -56,22 +58,24 @@ def _options() -> argparse.ArgumentParser:
     options = parser(NAME, DESCRIPTION, EXAMPLES)
     options.add_argument(
         "--source",
-        choices=("pattern", "x11"),
+        choices=("pattern", "x11", "xvfb"),
         default="pattern",
-        help="what is shown: a test pattern, or an X desktop (default: pattern)",
+        help="what is shown: a test pattern, an X desktop, or one of its own without a screen "
+        "with the command behind --, if any (default: pattern)",
     )
     options.add_argument(
         "--surface",
         type=_surface,
         metavar="WxH",
-        help="size of the pattern in pixels (default: 1920x1080); an X desktop has its own",
+        help="size in pixels of the pattern (default: 1920x1080) or of a desktop of its own "
+        "(default: 1280x800); --source x11 has one already",
     )
     options.add_argument(
         "--fps",
         type=_fps,
         metavar="N",
         help="frames a second: of the pattern (default: 60; 0: as fast as somebody looks), "
-        "at most of an X desktop (default: 60; 0: no limit)",
+        "at most of a desktop (default: 60; 0: no limit)",
     )
     options.add_argument(
         "--damage",
@@ -126,9 +130,19 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
+def _split(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """Our own words, and the command behind ``--``; None if there is no ``--``."""
+    if "--" not in words:
+        return words, None
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
 def main() -> int:
     """The program's entry point; returns its exit status."""
-    arguments = _options().parse_args()
+    words, command = _split(sys.argv[1:])
+    arguments = _options().parse_args(words)
+    arguments.command = command
     try:
         from .serving import run_server
 

@@ -6,26 +6,29 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
 from ..nursery import open_nursery
 from ..server import Display, ViewerStats, serve
 from ..server.display import SHM_LIMIT
+from ..sources.processes import NotStarted
 from ..transport import Address, default_address
 from .common import UsageError, read_password, run, until_interrupted
 from .options import OK
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from ..server.inputs import Play
+    from ..sources.xvfb import Xvfb
 
-DEFAULT_SURFACE = (1920, 1080)
+PATTERN_SURFACE = (1920, 1080)
+DESKTOP_SURFACE = (1280, 800)
 DEFAULT_FPS = 60.0
 STATS_S = 1.0
 
@@ -35,48 +38,75 @@ def run_server(name: str, arguments: argparse.Namespace) -> int:
     return run(name, arguments, partial(_serve, name, arguments))
 
 
+_FOR = {
+    "surface": ("pattern", "xvfb"),
+    "damage": ("pattern",),
+    "display": ("x11",),
+    "command": ("xvfb",),
+}
+"""Which sources an option is for."""
+
+
 def _check(arguments: argparse.Namespace) -> None:
-    """Options that belong to one source are wrong with the other, not silently ignored."""
-    if arguments.source == "x11":
-        for option in ("surface", "damage"):
-            if getattr(arguments, option) is not None:
-                raise UsageError(f"--{option} is for --source pattern, an X desktop has its own")
-    elif arguments.display is not None:
-        raise UsageError("--display is for --source x11")
+    """Options that belong to one source are wrong with another, not silently ignored."""
+    for option, sources in _FOR.items():
+        if getattr(arguments, option) is not None and arguments.source not in sources:
+            what = "a command behind --" if option == "command" else f"--{option}"
+            raise UsageError(f"{what} is for --source {' and '.join(sources)}")
+    if arguments.command == []:
+        raise UsageError("there is no command behind --")
 
 
-Show = Callable[..., Awaitable[None]]
-"""Shows something on a `Display` for ever; to be started, it tells when there is a surface."""
+class Source(NamedTuple):
+    """What is served."""
+
+    words: str
+    show: Callable[..., Awaitable[None]]
+    """Shows it on a `Display` for ever; to be started, it tells when there is a surface."""
+    play: Play | None = None
+    """Plays the input of clients, if it can."""
+    xvfb: Xvfb | None = None
+    """The X server, if it is our own."""
 
 
 @contextlib.asynccontextmanager
-async def _source(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, Show, Play | None]]:
-    """What is shown, in words, the task that shows it, and what plays the input of clients."""
+async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
     fps = DEFAULT_FPS if arguments.fps is None else arguments.fps
     if arguments.source == "x11":
         from ..sources.x11 import XDesktop
 
         async with XDesktop.open(arguments.display) as desktop:
-            yield str(desktop), partial(desktop.show, fps=fps), desktop.play
-        return
-    from ..sources.pattern import show_pattern
+            yield Source(str(desktop), partial(desktop.show, fps=fps), desktop.play)
+    elif arguments.source == "xvfb":
+        from ..sources.x11 import XDesktop
+        from ..sources.xvfb import start_xvfb
 
-    width, height = arguments.surface or DEFAULT_SURFACE
-    full = arguments.damage == "full"
-    show = partial(show_pattern, width=width, height=height, fps=fps, full=full)
-    yield f"test pattern {width}x{height}", show, None
+        width, height = arguments.surface or DESKTOP_SURFACE
+        async with (
+            start_xvfb(width, height) as xvfb,
+            XDesktop.open(xvfb.name, xvfb.cookie) as desktop,
+        ):
+            yield Source(f"Xvfb, {desktop}", partial(desktop.show, fps=fps), desktop.play, xvfb)
+    else:
+        from ..sources.pattern import show_pattern
+
+        width, height = arguments.surface or PATTERN_SURFACE
+        full = arguments.damage == "full"
+        show = partial(show_pattern, width=width, height=height, fps=fps, full=full)
+        yield Source(f"test pattern {width}x{height}", show)
 
 
 async def _serve(name: str, arguments: argparse.Namespace) -> int:
     _check(arguments)
     password = read_password(arguments.password_file)
+    status = OK
     async with (
         until_interrupted(),
-        _source(arguments) as (what, show, play),
+        _source(arguments) as source,
         serve(
             *arguments.listen or (),
             view_only=arguments.listen_view_only or (),
-            inputs=play,
+            inputs=source.play,
             shm=arguments.shm,
             shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,
@@ -84,11 +114,25 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
         ) as display,
     ):
         async with open_nursery() as nursery:
-            await nursery.start(show, display)
-            _announce(name, display, what, arguments)
+            await nursery.start(source.show, display)
+            _announce(name, display, source, arguments)
             if arguments.stats or arguments.stats_json:
                 nursery.start_soon(_report, display, arguments)
-    return OK
+            if source.xvfb is not None and arguments.command:
+                status = await _run(name, source.xvfb, arguments.command)
+                nursery.cancel_scope.cancel()
+    return status
+
+
+async def _run(name: str, xvfb: Xvfb, command: Sequence[str]) -> int:
+    """Run a program to its end; its exit status, as a shell would tell it."""
+    try:
+        program = await xvfb.run(*command)
+    except NotStarted as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.status
+    status = await program.wait()
+    return 128 - status if status < 0 else status
 
 
 async def _report(display: Display, arguments: argparse.Namespace) -> None:
@@ -127,22 +171,20 @@ def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
     return "\n".join(lines)
 
 
-def _announce(name: str, display: Display, what: str, arguments: argparse.Namespace) -> None:
+def _announce(name: str, display: Display, source: Source, arguments: argparse.Namespace) -> None:
     """Say where it listens and what to type to look; flushed, so that a script can wait for it."""
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "source": what,
-                    "listening": _places(display.addresses),
-                    "view_only": _places(display.view_only_addresses),
-                    "pid": os.getpid(),
-                }
-            ),
-            flush=True,
-        )
+        said: dict[str, Any] = {
+            "source": source.words,
+            "listening": _places(display.addresses),
+            "view_only": _places(display.view_only_addresses),
+            "pid": os.getpid(),
+        }
+        if source.xvfb is not None:
+            said |= {"display": source.xvfb.name, "xauthority": str(source.xvfb.xauthority)}
+        print(json.dumps(said), flush=True)
         return
-    lines = [f"{name}: {what}"]
+    lines = [f"{name}: {source.words}"]
     for place in (*display.addresses, *display.view_only_addresses):
         here = "" if place == default_address() else f" {place}"
         only = " (view only)" if place in display.view_only_addresses else ""
@@ -151,6 +193,9 @@ def _announce(name: str, display: Display, what: str, arguments: argparse.Namesp
         lines.append(f"  look at it:           spiceshm-client --stats{ticket}{here}")
         if place.uri:
             lines.append(f"  with a stock viewer:  remote-viewer {place.uri}")
+    if source.xvfb is not None:
+        where = f"DISPLAY={source.xvfb.name} XAUTHORITY={source.xvfb.xauthority}"
+        lines.append(f"for further programs on it:  export {where}")
     print("\n".join(lines), flush=True)
 
 

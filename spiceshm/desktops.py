@@ -1,0 +1,94 @@
+"""A desktop of one's own: an X server, what shows it, and who looks at it, all in one block.
+
+Here server, client and sources meet; nothing below knows of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .client import RemoteDisplay, connect
+from .nursery import open_nursery
+from .server import serve
+from .sources.x11 import XDesktop
+from .sources.xvfb import Xvfb, start_xvfb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import trio
+
+
+class Desktop:
+    """A desktop that nobody else has; made by `desktop`."""
+
+    def __init__(self, xvfb: Xvfb, display: RemoteDisplay) -> None:
+        self._xvfb = xvfb
+        self.display = display
+        """The desktop as a client sees it, connected."""
+        self.process: trio.Process | None = None
+        """The program that the desktop was made for; None if it was made without one."""
+
+    @property
+    def address(self) -> str:
+        """Where further clients can connect."""
+        return str(self.display.address)
+
+    @property
+    def x_display(self) -> str:
+        """The X display's name, as ``:5``."""
+        return self._xvfb.name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment for programs of your own: this process's, with DISPLAY and XAUTHORITY."""
+        return self._xvfb.environment
+
+    async def run(self, *command: str) -> trio.Process:
+        """Start a further program here; it is ended with the desktop, if it has not ended before.
+
+        It has nothing to read, and its output goes where ours goes. Raises SourceError, which names
+        the command, if it cannot be started.
+        """
+        return await self._xvfb.run(*command)
+
+    async def wait(self) -> int:
+        """Wait for the end of `process`; its exit status, or -N if signal N killed it.
+
+        The desktop stays. Raises ValueError if it was made without a program.
+        """
+        if self.process is None:
+            raise ValueError("this desktop was made without a program to wait for")
+        return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def desktop(
+    *command: str, width: int = 1280, height: int = 800, fps: float = 60, address: str | None = None
+) -> AsyncIterator[Desktop]:
+    """A desktop of one's own, without a screen: Xvfb, a server in this process, a client.
+
+    ``command`` is the first program on it, if any. ``width`` and ``height`` are in pixels; at most
+    ``fps`` frames a second are shown (0: no limit). ``address`` is where further clients can
+    connect, as in `serve`; without it that is a socket that only this user can reach. At the end of
+    the block all programs on it are ended (SIGTERM, after 2 s SIGKILL), and no file stays; also
+    when this process is killed.
+
+    Raises SourceError if Xvfb is missing or ends, or if the command cannot be started; and what
+    `serve` raises.
+    """
+    async with (
+        start_xvfb(width, height) as xvfb,
+        XDesktop.open(xvfb.name, xvfb.cookie) as source,
+        serve(address or f"unix:{xvfb.folder}/display.sock", inputs=source.play) as server,
+        open_nursery() as nursery,
+    ):
+        await nursery.start(partial(source.show, fps=fps), server)
+        async with connect(str(server.addresses[0])) as display:
+            made = Desktop(xvfb, display)
+            if command:
+                made.process = await made.run(*command)
+            yield made
+        nursery.cancel_scope.cancel()
