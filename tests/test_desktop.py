@@ -185,13 +185,22 @@ def test_a_signal_ends_it_all(place: Path, number: signal.Signals, words: tuple[
     assert not any(map(lives, processes))
 
 
-@pytest.mark.parametrize("words", [("xterm", "-e", "top"), ("sh", "-c", STUBBORN)])
-def test_killed_nothing_stays_but_its_own_socket(place: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, ("xterm", "-e", "top")),
+        (signal.SIGKILL, ("sh", "-c", STUBBORN)),
+        (signal.SIGHUP, ("xterm", "-e", "top")),  # as when its terminal is closed
+    ],
+)
+def test_killed_nothing_stays_but_its_own_socket(
+    place: Path, number: signal.Signals, words: tuple[str, ...]
+) -> None:
     with Own(place, *SMALL, "--", *words) as server:
         server.shows("xterm")
         processes = server.all_processes()
-        server.send(signal.SIGKILL)
-        server.wait()
+        server.send(number)
+        assert server.wait() == -number
         until(lambda: not any(map(lives, processes)))
         assert not socket_of(server.display).exists()
     assert os.listdir(place) == ["s"]

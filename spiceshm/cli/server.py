@@ -57,11 +57,17 @@ def _fps(text: str) -> float:
 def _options() -> argparse.ArgumentParser:
     options = parser(NAME, DESCRIPTION, EXAMPLES)
     options.add_argument(
+        "command",
+        nargs="*",
+        metavar="COMMAND",
+        help="behind --: the program on the desktop of --source xvfb; with it all ends",
+    )
+    options.add_argument(
         "--source",
         choices=("pattern", "x11", "xvfb"),
         default="pattern",
         help="what is shown: a test pattern, an X desktop, or one of its own without a screen "
-        "with the command behind --, if any (default: pattern)",
+        "(default: pattern)",
     )
     options.add_argument(
         "--surface",
@@ -130,19 +136,9 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str] | None]:
-    """Our own words, and the command behind ``--``; None if there is no ``--``."""
-    if "--" not in words:
-        return words, None
-    at = words.index("--")
-    return words[:at], words[at + 1 :]
-
-
 def main() -> int:
     """The program's entry point; returns its exit status."""
-    words, command = _split(sys.argv[1:])
-    arguments = _options().parse_args(words)
-    arguments.command = command
+    arguments = _options().parse_args()
     try:
         from .serving import run_server
 

@@ -50,11 +50,9 @@ _FOR = {
 def _check(arguments: argparse.Namespace) -> None:
     """Options that belong to one source are wrong with another, not silently ignored."""
     for option, sources in _FOR.items():
-        if getattr(arguments, option) is not None and arguments.source not in sources:
-            what = "a command behind --" if option == "command" else f"--{option}"
+        if getattr(arguments, option) not in (None, []) and arguments.source not in sources:
+            what = "a command" if option == "command" else f"--{option}"
             raise UsageError(f"{what} is for --source {' and '.join(sources)}")
-    if arguments.command == []:
-        raise UsageError("there is no command behind --")
 
 
 class Source(NamedTuple):
