@@ -19,6 +19,7 @@ import pytest
 import trio
 
 import spiceshm
+from spiceshm.sources.xcb import XError
 from spiceshm.sources.xvfb import start_xvfb
 
 from .programs import (
@@ -317,13 +318,17 @@ async def test_xvfb_says_why_it_does_not_start(place: Path) -> None:
             pass
 
 
-async def test_xvfb_dies_while_somebody_waits(place: Path) -> None:
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_xvfb_dies_and_is_named(place: Path, noticed: bool) -> None:
+    """Whether or not somebody who was connected to it is the first to notice."""
     names = []
 
     async def kill() -> None:
         async with spiceshm.desktop("xterm", width=64, height=48) as own:
             names.append(own.x_display)
             os.kill(server_of(own.x_display), signal.SIGKILL)
+            if noticed:
+                raise XError("the connection broke")
             await trio.sleep_forever()
 
     with trio.fail_after(DEADLINE):
@@ -331,6 +336,12 @@ async def test_xvfb_dies_while_somebody_waits(place: Path) -> None:
             await kill()
     assert str(caught.value) == f"Xvfb {names[0]} was killed by signal 9"
     socket_of(names[0]).unlink()  # as every X server leaves it that is killed
+
+
+async def test_another_failure_of_a_source_is_told_as_it_is(place: Path) -> None:
+    with pytest.raises(spiceshm.SourceError, match=r"^the connection broke$"):
+        async with start_xvfb(64, 48):
+            raise XError("the connection broke")
 
 
 def test_xvfb_dies_under_a_server(place: Path) -> None:

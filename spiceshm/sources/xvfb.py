@@ -20,6 +20,7 @@ import trio
 from ..errors import SourceError
 from ..nursery import open_nursery
 from .processes import Group, NotStarted, open_group
+from .xcb import XError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -146,7 +147,7 @@ async def _noticed(server: trio.Process, name: str, output: IO[bytes]) -> AsyncI
         nursery.start_soon(watch)
         try:
             yield
-        except SourceError:  # who was connected may have noticed first
+        except XError:  # who was connected may have noticed first
             with trio.move_on_after(_LAST_WORDS_S):
                 await server.wait()
             if server.returncode is None:
