@@ -3,7 +3,8 @@
 Strategy: they are one process group, and its leader is a guard: a shell that reads a pipe whose
 other end this process alone holds. However we end, the kernel closes that end, and the guard ends
 the group and removes what we would have removed. The guard lives as long as the group is ours, so
-its number can name no other group.
+its number can name no other group. (A fork of this process that runs no other program holds that
+end too, and so delays the guard until it has ended.)
 
 PR_SET_PDEATHSIG would do less: it fires when the *thread* that started the program ends, it reaches
 that program alone and not what it started, and comes too late for one that has not asked for it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import struct
 import tempfile
 from pathlib import Path
@@ -79,17 +80,26 @@ async def start_xvfb(width: int, height: int) -> AsyncIterator[Xvfb]:
     """
     if width < 1 or height < 1:
         raise ValueError(f"a screen of {width}x{height} has no pixel")
-    with tempfile.TemporaryDirectory(prefix="spiceshm-xvfb-") as path:
-        folder, cookie = Path(path), secrets.token_bytes(16)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-xvfb-")))
+        output = stack.enter_context((folder / "output").open("a+b"))
+        cookie = secrets.token_bytes(16)
+        _write_cookie(folder / "Xauthority", cookie)
         async with open_group(folder) as group:
-            _write_cookie(folder / "Xauthority", cookie)
-            with (folder / "output").open("a+b") as output:
-                server, number = await _start(group, folder, f"{width}x{height}x24", output)
-                async with (
-                    _noticed(server, f"Xvfb :{number}", output),
-                    open_group() as programs,
-                ):
-                    yield Xvfb(f":{number}", folder, cookie, programs)
+            server, number = await _start(group, folder, f"{width}x{height}x24", output)
+            stack.callback(_remove_if_stale, f"/tmp/.X11-unix/X{number}")
+            async with _noticed(server, f"Xvfb :{number}", output), open_group() as programs:
+                yield Xvfb(f":{number}", folder, cookie, programs)
+
+
+def _remove_if_stale(path: str) -> None:
+    """Remove the socket of an X server that was killed, so that it could not do that itself."""
+    with socket.socket(socket.AF_UNIX) as end, contextlib.suppress(OSError):
+        end.setblocking(False)  # a server that has the name by now may be busy
+        try:
+            end.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
 
 
 def _write_cookie(path: Path, cookie: bytes) -> None:
