@@ -19,6 +19,7 @@ import pytest
 import trio
 
 import spiceshm
+from spiceshm.sources import xvfb
 from spiceshm.sources.xcb import XError
 from spiceshm.sources.xvfb import start_xvfb
 
@@ -213,8 +214,8 @@ async def test_a_program_may_take_its_time_to_end(place: Path) -> None:
     """Also one that another one started, which has ended long ago."""
     slow = f"trap 'sleep 0.3; touch {place}/saved; exit' TERM; touch {place}/ready; "
     slow += "while :; do sleep 0.05; done"
-    async with start_xvfb(64, 48) as xvfb:
-        program = await xvfb.run("sh", "-c", '(eval "$1") & exit 3', "sh", slow)
+    async with start_xvfb(64, 48) as server:
+        program = await server.run("sh", "-c", '(eval "$1") & exit 3', "sh", slow)
         assert await program.wait() == 3
         until((place / "ready").exists)
     assert (place / "saved").exists()
@@ -317,6 +318,20 @@ async def test_xvfb_says_why_it_does_not_start(place: Path) -> None:
     with pytest.raises(ValueError, match="0x48"):
         async with spiceshm.desktop(width=0, height=48):
             pass
+
+
+async def test_xvfb_is_not_waited_for_without_end(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "Xvfb").write_text("#!/bin/sh\nsleep 1000\n")
+    (place / "Xvfb").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    monkeypatch.setattr(xvfb, "READY_S", 0.2)
+    with pytest.raises(spiceshm.SourceError, match=r"^Xvfb 64x48x24 was not ready within 0.2 s$"):
+        async with start_xvfb(64, 48):
+            pass
+    assert children(os.getpid()) == set()
+    (place / "Xvfb").unlink()
 
 
 @pytest.mark.parametrize("noticed", [False, True])
