@@ -11,7 +11,6 @@ In reading order:
     sources                 what a server can show: a test pattern, an X display
     desktops                a desktop of one's own: where server, client and sources meet
     cli                     the two programs
-    testing                 for pytest: desktops for tests of programs with windows
 """
 
 from importlib import import_module
