@@ -24,17 +24,27 @@ if TYPE_CHECKING:
 class Desktop:
     """A desktop that nobody else has; made by `desktop`."""
 
-    def __init__(self, xvfb: Xvfb, display: RemoteDisplay) -> None:
+    def __init__(
+        self, xvfb: Xvfb, display: RemoteDisplay, process: trio.Process | None = None
+    ) -> None:
         self._xvfb = xvfb
-        self.display = display
+        self._display = display
+        self._process = process
+
+    @property
+    def display(self) -> RemoteDisplay:
         """The desktop as a client sees it, connected."""
-        self.process: trio.Process | None = None
-        """The program that the desktop was made for; None if it was made without one."""
+        return self._display
+
+    @property
+    def process(self) -> trio.Process | None:
+        """The program that the desktop was made with; None if it was made without one."""
+        return self._process
 
     @property
     def address(self) -> str:
         """Where further clients can connect."""
-        return str(self.display.address)
+        return str(self._display.address)
 
     @property
     def x_display(self) -> str:
@@ -59,9 +69,9 @@ class Desktop:
 
         The desktop stays. Raises ValueError if it was made without a program.
         """
-        if self.process is None:
+        if self._process is None:
             raise ValueError("this desktop was made without a program to wait for")
-        return await self.process.wait()
+        return await self._process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -87,8 +97,5 @@ async def desktop(
     ):
         await nursery.start(partial(source.show, fps=fps), server)
         async with connect(str(server.addresses[0])) as display:
-            made = Desktop(xvfb, display)
-            if command:
-                made.process = await made.run(*command)
-            yield made
+            yield Desktop(xvfb, display, await xvfb.run(*command) if command else None)
         nursery.cancel_scope.cancel()
