@@ -158,8 +158,8 @@ class Display:
     async def handle(self, stream: Stream, *, view_only: bool = False) -> None:
         """Serve one connection to its end. Whatever a peer does ends here, in one log line.
 
-        ``view_only`` is whether it came to an address where clients may only look.
-        Its text is logged, not the error: a log that keeps errors would keep their memory too.
+        ``view_only`` is whether it came to an address where clients may only look. An error's text
+        is logged, not the error: a log that keeps errors would keep their memory too.
         """
         with stream:
             if self._connections >= MAX_CONNECTIONS:
