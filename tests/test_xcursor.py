@@ -6,6 +6,8 @@ The shapes are drawn here or named by xsetroot; what is told must be that, pixel
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import termios
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 xcffib: Any = pytest.importorskip("xcffib", reason="needs xcffib (the extra x11)")
 xproto: Any = pytest.importorskip("xcffib.xproto")
+xinput: Any = pytest.importorskip("xcffib.xinput")
 render: Any = pytest.importorskip("xcffib.render")
 
 pytestmark = pytest.mark.peer("Xvfb", "xdotool", "xsetroot")
@@ -43,8 +46,13 @@ class Told:
         self.at = (-1, -1)
         self.moves = 0
         self.shapes = 0
+        self.connection = -1
         self._watched = trio.Event()
         self._more = trio.Event()
+
+    def unread(self) -> int:
+        """Bytes that the X server has sent and nobody has read."""
+        return int.from_bytes(fcntl.ioctl(self.connection, termios.FIONREAD, bytes(4)), "little")
 
     @property
     def cursor_watched(self) -> bool:
@@ -90,6 +98,7 @@ async def following(display: str, pause: float = 0.0) -> AsyncIterator[Told]:
     """The pointer is followed and watched, and its first shape and place are told."""
     told = Told()
     with XCursor.open(display) as cursor:
+        told.connection = cursor.fileno()
         async with trio.open_nursery() as nursery:
             await nursery.start(cursor.follow, told, pause)
             told.watch(True)
@@ -237,6 +246,12 @@ async def test_the_place_follows_programs_and_clients() -> None:
                     await pointer.play([PointerTo(170, 180 + grab)])
                     await told.is_at(170, 180 + grab)
 
+                motion = xinput.EventMask.synthetic(0, 1, [xinput.XIEventMask.Motion])
+                program.connection(xinput.key).XISelectEvents(window, 1, [motion])
+                program.sync()
+                await pointer.play([PointerTo(190, 191)])  # of all devices now
+                await told.is_at(190, 191)
+
 
 async def test_a_place_is_told_no_more_often_than_wanted() -> None:
     with xvfb(640, 480, 24) as display, XInput.open(display) as pointer:
@@ -259,9 +274,11 @@ async def test_nobody_is_woken_by_a_pointer_that_rests_or_that_nobody_watches() 
             told.watch(False)
             run(display, "xdotool", "mousemove", "5", "6")
             await told.is_at(5, 6)  # one look more, at which it is noticed
+            await idle()
             run(display, "xdotool", "mousemove", "8", "9")
             assert await idle() == 0
             assert told.at == (5, 6)
+            assert told.unread() == 0
             told.watch(True)
             await told.is_at(8, 9)
             run(display, "xdotool", "mousemove", "10", "11")

@@ -4,9 +4,9 @@ Notices carry no place that is of use: raw motion has none, and there may be a t
 So a notice only says that one has to ask, and one asks no more often than frames are made. Nothing
 is selected while nobody wants to know, and a pointer that rests wakes nobody.
 
-Two kinds of motion are selected. The raw one comes also while a program has grabbed the pointer.
+Two kinds of motion are selected. The raw one cannot be kept from the root window by any program.
 That of the single devices tells of programs which move the pointer themselves, and of that there is
-no raw one; programs listen to the devices' master, and so do not keep it from the root window.
+no raw one; programs mostly listen to the devices' master, and so do not keep it from the root.
 
 Two things an X server does not say. A pointer that a program has hidden through XFixes is told as
 it looks where it is not hidden. And what a shape looks like whose program has ended (xsetroot) is

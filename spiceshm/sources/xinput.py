@@ -196,7 +196,7 @@ class XInput(XConnection):
             self._send_locks(event)
 
     def _send_key(self, event: Key) -> None:
-        """A key that is held comes up as the key that went down, whatever the map is by then."""
+        """A key that is held is the one that went down until it is up, whatever the map says."""
         if not event.down:
             released = self._down.pop(event.code, None)
             if released is not None:
