@@ -14,6 +14,7 @@ stands for. The key may do something else on this desktop, and pressing it could
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,10 @@ class XInput(XConnection):
             reply = await self._reply(self._asked[0])
         except Refused:
             del self._asked[0]
+            raise
+        except trio.Cancelled:
+            with contextlib.suppress(XError):
+                self._pump()  # libxcb may have read notices that `watch` will not be woken for
             raise
         del self._asked[0]
         return reply
