@@ -103,7 +103,7 @@ async def following(display: str, pause: float = 0.0) -> AsyncIterator[Told]:
             await nursery.start(cursor.follow, told, pause)
             told.watch(True)
             with trio.fail_after(DEADLINE_S):
-                while told.moves < 2:
+                while told.shapes < 2:
                     await told._more.wait()
             yield told
             nursery.cancel_scope.cancel()
