@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AddressError,
+    CannotType,
     ConnectError,
     Disconnected,
     FramesHeld,
@@ -30,6 +31,7 @@ from .errors import (
     SourceError,
     SpiceShmError,
     Timeout,
+    ViewOnly,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "CannotType",
     "ConnectError",
     "Desktop",
     "Disconnected",
@@ -60,6 +63,7 @@ __all__ = [
     "SpiceShmError",
     "Surface",
     "Timeout",
+    "ViewOnly",
     "ViewerStats",
     "connect",
     "desktop",

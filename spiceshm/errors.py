@@ -12,6 +12,8 @@
     ├── MemoryRefused              memory cannot be had, or an offered segment must not be used
     ├── Timeout                    what was waited for did not happen in time
     ├── FramesHeld                 every frame that the server lends is held by the program's views
+    ├── ViewOnly                   this client, or where it connected to, may only look
+    ├── CannotType                 no key gives the character, or has the name (usage)
     └── SourceError                what is to be shown cannot be shown
 
 Strategy: code that parses or checks raises the narrowest of these with a one-line text that names
@@ -124,6 +126,14 @@ class Timeout(SpiceShmError, TimeoutError):
 
 class FramesHeld(SpiceShmError):
     """The program holds views of every frame that it may hold, so no new one can come."""
+
+
+class ViewOnly(SpiceShmError):
+    """Keys and pointer are not to be had: the client or the server wants it to look only."""
+
+
+class CannotType(SpiceShmError, ValueError):
+    """A character that no key gives, or a key, button or layout that is unknown; nothing was sent."""
 
 
 class SourceError(SpiceShmError):
