@@ -35,7 +35,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .client import Frame, Frames, RemoteDisplay, connect
+    from .client import Cursor, Frame, Frames, RemoteDisplay, connect
     from .desktops import Desktop, desktop
     from .server import Display, Drawing, Surface, ViewerStats, serve
 
@@ -45,6 +45,7 @@ __all__ = [
     "AddressError",
     "CannotType",
     "ConnectError",
+    "Cursor",
     "Desktop",
     "Disconnected",
     "Display",
@@ -71,7 +72,7 @@ __all__ = [
 ]
 
 _LATER = {
-    **dict.fromkeys(("Frame", "Frames", "RemoteDisplay", "connect"), "client"),
+    **dict.fromkeys(("Cursor", "Frame", "Frames", "RemoteDisplay", "connect"), "client"),
     **dict.fromkeys(("Desktop", "desktop"), "desktops"),
     **dict.fromkeys(("Display", "Drawing", "Surface", "ViewerStats", "serve"), "server"),
 }

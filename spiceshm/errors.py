@@ -133,7 +133,7 @@ class ViewOnly(SpiceShmError):
 
 
 class CannotType(SpiceShmError, ValueError):
-    """A character that no key gives, or a key, button or layout that is unknown; nothing was sent."""
+    """No key gives the character, or no key, button or layout has the name; nothing was sent."""
 
 
 class SourceError(SpiceShmError):

@@ -1,12 +1,15 @@
 """The client, where wire, memory and transport meet.
 
 `remote` is what a program sees. `session` opens the channels, `display` receives and hands out
-frames, `frame` is what it hands out, `canvas` is where ordinary SPICE is drawn.
+frames, `frame` is what it hands out, `canvas` is where ordinary SPICE is drawn. `channels` are
+those that are opened when first used: `inputs` for keys and pointer, which `keyboard` makes of text
+and names by `layouts` and `xkb`, and `cursor` for what the pointer looks like.
 """
 
+from .cursor import Cursor
 from .display import Sharing
 from .frame import Frame
 from .remote import Frames, RemoteDisplay
 from .session import connect
 
-__all__ = ["Frame", "Frames", "RemoteDisplay", "Sharing", "connect"]
+__all__ = ["Cursor", "Frame", "Frames", "RemoteDisplay", "Sharing", "connect"]

@@ -106,9 +106,7 @@ class Keyboard:
     def text(self, text: str, *, caps: bool = False) -> list[Stroke]:
         """How to type a text while Caps Lock is on or off. Raises CannotType."""
         return [
-            stroke
-            for character in text
-            for stroke in self._layout.strokes(character, caps=caps)
+            stroke for character in text for stroke in self._layout.strokes(character, caps=caps)
         ]
 
     def combo(self, combo: str) -> tuple[int, ...]:
@@ -127,11 +125,10 @@ class Keyboard:
         if len(name) > 1 and plain in _KEYS:
             return (_KEYS[plain],)
         character = name if len(name) == 1 else _CHARACTERS.get(plain, "")
-        where = f"in {combo!r}" if combo != name else "there"
         if not character:
             raise CannotType(
-                f"no key is named {name!r} {where}; accepted are single characters and names such "
-                "as ctrl, alt, F1, Return, esc, Page_Up, joined by +"
+                f"{combo!r}: no key is named {name!r}; accepted are single characters and names, "
+                "such as ctrl, alt, F1, Return, esc, Page_Up, joined by +"
             )
         strokes = self._layout.strokes(character, caps=False)
         if len(strokes) > 1:

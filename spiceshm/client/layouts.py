@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from ..errors import CannotType
 from . import xkb
-
 from .xkb import ACCEPTED, ALT_GR, SHIFT
 
 ENTER, TAB, SPACE = 0x1C, 0x0F, 0x39
@@ -109,7 +108,6 @@ def _taken_apart(character: str) -> tuple[str, str]:
     """The combining character and what it stands on; two empty strings if it is of one piece."""
     parts = unicodedata.normalize("NFD", character)
     return (parts[1], parts[0]) if len(parts) == 2 else ("", "")
-
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A display as a program sees it."""
+"""A display as a program sees it: looked at through frames, acted on by keys and pointer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from . import waits
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from contextlib import AbstractAsyncContextManager
 
     import numpy as np
     from numpy.typing import NDArray
 
     from ..region import Rect
     from ..transport import Address
+    from .cursor import Cursor, CursorChannel
     from .display import DisplayChannel
     from .frame import Frame
+    from .inputs import Inputs
     from .session import Session
 
 TIMEOUT_S = 30.0
@@ -33,9 +36,13 @@ class RemoteDisplay:
     its pixels are the server's memory until you look for another one, then a copy.
     """
 
-    def __init__(self, channel: DisplayChannel, session: Session) -> None:
+    def __init__(
+        self, channel: DisplayChannel, session: Session, inputs: Inputs, cursor: CursorChannel
+    ) -> None:
         self._channel = channel
         self._session = session
+        self._inputs = inputs
+        self._cursor = cursor
 
     @property
     def address(self) -> Address:
@@ -138,6 +145,94 @@ class RemoteDisplay:
         Raises ValueError for a region outside.
         """
         return (await self.latest()).rgb(region)
+
+    # Acting: each call returns when the server has done it, and raises ViewOnly where that is not
+    # wanted here or there, and what ended the connection. A call that is cancelled may have been
+    # sent, all of it or a piece of a long text; it leaves no key and no button down.
+
+    async def type(self, text: str) -> None:
+        """Type a text with the keys that the layout ``connect(keyboard=...)`` has for it.
+
+        ``"\\n"`` is Enter, ``"\\t"`` is Tab. Caps Lock may be on over there: then other keys give
+        the same text. Calls of several tasks do not mix. Raises CannotType for a character that no
+        key gives, ViewOnly, and what ended the connection.
+        """
+        await self._inputs.type(text)
+
+    async def key(self, combo: str) -> None:
+        """Press and let go a key, or several together: ``"Return"``, ``"ctrl+c"``, ``"ctrl++"``.
+
+        Names are those of X ("Page_Up", "BackSpace", "Control_L") and those on the keys ("pageup",
+        "esc", "ctrl", "altgr", "super"), in any case; or a single character: ``"A"`` is Shift and
+        the key of the a. Raises CannotType for a name that there is not, ViewOnly, and what ended
+        the connection.
+        """
+        await self._inputs.key(combo)
+
+    def hold(self, combo: str) -> AbstractAsyncContextManager[None]:
+        """Hold keys down for a block: ``async with display.hold("ctrl+shift"): ...``.
+
+        They come up at its end, also when it fails or is cancelled. What several blocks hold comes
+        up with the last of them. Raises as `key`.
+        """
+        return self._inputs.hold(combo)
+
+    def hold_button(self, button: str) -> AbstractAsyncContextManager[None]:
+        """Hold a button down for a block: "left", "middle", "right", "side" or "extra".
+
+        As with `hold`. Raises CannotType for another name, ViewOnly, and what ended the connection.
+        """
+        return self._inputs.hold_button(button)
+
+    async def move(self, x: int, y: int) -> None:
+        """Put the pointer to a place, in pixels from the left and the top.
+
+        Raises ValueError for a place outside of the display, ViewOnly (also where a server takes
+        no positions, as a virtual machine without a tablet), and what ended the connection.
+        """
+        await self._inputs.move(x, y)
+
+    async def move_by(self, dx: int, dy: int) -> None:
+        """Move the pointer by so many pixels, right and down.
+
+        Raises ViewOnly, and what ended the connection.
+        """
+        await self._inputs.move_by(dx, dy)
+
+    async def click(self, x: int | None = None, y: int | None = None, button: str = "left") -> None:
+        """Click at a place, in pixels, or where the pointer is.
+
+        Raises as `move`, and CannotType for a name that no button has.
+        """
+        await self._inputs.click(x, y, button)
+
+    async def double_click(
+        self, x: int | None = None, y: int | None = None, button: str = "left"
+    ) -> None:
+        """Click twice at a place, in pixels, or where the pointer is. Raises as `click`."""
+        await self._inputs.click(x, y, button, times=2)
+
+    async def drag(self, x: int, y: int, to_x: int, to_y: int, button: str = "left") -> None:
+        """Press a button at a place, move to another in some steps, and let go.
+
+        Places are in pixels. Raises as `click`.
+        """
+        await self._inputs.drag(x, y, to_x, to_y, button)
+
+    async def scroll(self, clicks: int, x: int | None = None, y: int | None = None) -> None:
+        """Turn the wheel by so many clicks, down if positive, at a place or where the pointer is.
+
+        Raises as `move`.
+        """
+        await self._inputs.scroll(clicks, x, y)
+
+    async def cursor(self) -> Cursor:
+        """The pointer: where it is, whether it is shown, and its picture, which no frame holds.
+
+        Where the server has no cursor channel, it is where this connection put it, and not shown.
+        Raises what ended the connection, and ConnectError where the channel cannot be opened.
+        """
+        return await self._cursor.now()
 
 
 class Frames:

@@ -1,22 +1,33 @@
-"""Connecting: two channels of one session, each through its link phase, and the tasks that read."""
+"""Connecting: the channels of one session, each through its link phase, and the tasks that read."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import ConnectError, Disconnected, LinkRefused, MemoryRefused, ProtocolError
+from ..errors import (
+    ConnectError,
+    Disconnected,
+    LinkRefused,
+    MemoryRefused,
+    ProtocolError,
+    SpiceShmError,
+)
 from ..nursery import open_nursery
 from ..protocol import Channel, ClientLink
 from ..transport import Address, Stream, default_address, open_stream, parse_address
-from ..wire import Sender, main
+from ..wire import Message, Sender, main
 from ..wire.shm import MAX_CREDITS
-from ..wire.types import ChannelType, DisplayCap
+from ..wire.types import ChannelType, DisplayCap, LinkError, MouseMode
+from .cursor import CursorChannel
 from .display import DisplayChannel, Sharing
+from .inputs import Inputs
+from .keyboard import Keyboard
 from .reading import HANDSHAKE_S
 from .remote import RemoteDisplay
 
@@ -30,36 +41,47 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 3
+    address: str | None = None,
+    *,
+    password: str = "",
+    shm: Sharing = "auto",
+    credits: int = 3,
+    view_only: bool = False,
+    keyboard: str = "us",
 ) -> AsyncIterator[RemoteDisplay]:
-    """Connect to a SPICE server and look at its display.
+    """Connect to a SPICE server, look at its display, and act on it.
 
     ``address`` is ``unix:/path``, ``unix:@name``, ``tcp:host:port``, ``spice://host:port`` or
     ``spice+unix:///path``; None is the default of `spiceshm.serve`. ``shm`` "auto" shares memory if
     the server can, "off" refuses it, "require" raises MemoryRefused where it is not shared.
     ``credits``, 1 to 8, is how many frames you may hold at once in shared memory: the one that the
-    loop gives you, and those of which some variable still names a view. The first complete picture
-    is there when the block begins.
+    loop gives you, and those of which some variable still names a view. ``view_only`` refuses to
+    act: no key or pointer can reach the server. ``keyboard`` is the keyboard layout *over there*,
+    in which text is typed: "us", or what ``setxkbmap`` takes, a variant in brackets: "de",
+    "fr(oss)". The first complete picture is there when the block begins.
 
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
-    RemoteProtocolError, Disconnected.
+    RemoteProtocolError, Disconnected, and CannotType for a layout that is not to be had.
     """
     if credits not in range(1, MAX_CREDITS + 1):
         raise ValueError(f"credits are {credits!r}, not 1 to {MAX_CREDITS}")
     if shm not in ("auto", "off", "require"):
         raise ValueError(f'shm is {shm!r}, not "auto", "off" or "require"')
     place = parse_address(address) if address is not None else default_address()
+    keys = Keyboard(keyboard)
     async with open_nursery() as nursery:
         with contextlib.ExitStack() as stack:
             try:
                 channel = DisplayChannel(place, shm, credits)
                 stack.callback(channel.close)
                 session = Session(channel, password, nursery, stack)
+                cursor = CursorChannel(session)
+                inputs = Inputs(session, keys, cursor.moved, view_only=view_only)
                 with _deadline(place):
                     await session.begin()
                 if shm == "require" and not channel.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
-                yield RemoteDisplay(channel, session)
+                yield RemoteDisplay(channel, session, inputs, cursor)
             finally:
                 nursery.cancel_scope.cancel()  # before the sockets close under its tasks
 
@@ -74,23 +96,26 @@ class Session:
         nursery: trio.Nursery,
         stack: contextlib.ExitStack,
     ) -> None:
+        self.address = display.address
         self._display = display
         self._password = password
         self._nursery = nursery
         self._stack = stack
+        self._main: _MainChannel | None = None
         self._session_id = 0
 
     async def begin(self) -> None:
         """Open main and display channel and wait for the first picture."""
         display = self._display
         main_stream, main_link = await self.open(ChannelType.MAIN)
-        with _named(display.address):
-            main_channel = _MainChannel(main_stream, main_link)
+        with self.named():
+            self._main = main_channel = _MainChannel(main_stream, main_link, self.hear)
             self._session_id = await main_channel.begin()
         stream, link = await self.open(ChannelType.DISPLAY)
-        with _named(display.address):
+        with self.named():
             display.open(stream, link)
         self.run(main_channel.read)
+        self.run(main_stream.flush_when_writable)
         self.run(partial(display.reading.run, link.rest))
         self.run(stream.flush_when_writable)
         await display.first_frame()
@@ -131,20 +156,71 @@ class Session:
 
         (nursery or self._nursery).start_soon(ended)
 
+    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
+        """The connection is over: whoever waits is told why. Returns the first such error."""
+        return self._display.reading.fail(error)
+
+    def check(self) -> None:
+        """Raises what ended the connection, if anything has."""
+        if self._display.reading.failure is not None:
+            raise self._display.reading.failure
+
+    def hear(self) -> None:
+        """The server was heard of, on whatever channel."""
+        self._display.heard = time.monotonic()
+
+    def about_to_act(self) -> None:
+        """Something is about to be sent that may change the picture. Raises what ended the
+        connection."""
+        self.check()
+        self._display.about_to_act()
+
+    def acted(self, delivered_ns: int) -> None:
+        """All that was sent was delivered at that time: CLOCK_MONOTONIC in ns."""
+        self._display.acted(delivered_ns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the display, in pixels."""
+        return self._display.width, self._display.height
+
+    async def offers(self, channel: ChannelType) -> bool:
+        """Whether the server has such a channel for us; a server that does not say has."""
+        assert self._main is not None
+        self.check()
+        with trio.move_on_after(HANDSHAKE_S):
+            while self._main.channels is None:
+                await self._main.news()
+                self.check()
+        return self._main.channels is None or channel in self._main.channels
+
+    async def mouse_mode(self, mode: MouseMode) -> bool:
+        """Have the pointer moved so; returns whether the server does."""
+        assert self._main is not None
+        self.check()
+        try:
+            self._main.request(mode)
+        except Disconnected as error:
+            raise self.fail(error) from None
+        with trio.move_on_after(HANDSHAKE_S):
+            while self._main.requested:
+                await self._main.news()
+                self.check()
+        self._main.requested = False
+        return self._main.mouse_mode == mode
+
     async def open(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
         """Connect one channel and go through its link phase.
 
-        Raises RemoteProtocolError, Disconnected, LinkRefused.
+        Raises RemoteProtocolError, Disconnected, ConnectError.
         """
         caps: frozenset[int] = frozenset()
         if channel is ChannelType.DISPLAY:
             caps = frozenset(
                 {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
             )
-        place = self._display.address
-        with _named(place):
-            stream = await open_stream(place, descriptors=channel is ChannelType.DISPLAY)
-            self._stack.callback(stream.close)
+        with self.named():
+            stream = await open_stream(self.address, descriptors=channel is ChannelType.DISPLAY)
             link = ClientLink(
                 connection_id=self._session_id,
                 channel_type=channel,
@@ -152,24 +228,44 @@ class Session:
                 channel_caps=caps,
                 password=self._password.encode(),
             )
-            while not link.done:
-                stream.send(link.data_to_send())
-                await stream.drain()
-                data, descriptors = await stream.receive(link.bytes_wanted)
-                for descriptor in descriptors:
-                    descriptor.close()
-                link.receive_data(bytes(data))
+            try:
+                await _link(stream, link)
+            except BaseException:
+                stream.close()
+                raise
+        self._stack.callback(stream.close)
         return stream, link
 
+    async def open_further(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
+        """`open` one more channel; where the server or the session is no more, the connection is
+        lost, not the address wrong."""
+        try:
+            return await self.open(channel)
+        except LinkRefused as error:
+            if error.code != LinkError.BAD_CONNECTION_ID:
+                raise
+            raise Disconnected(str(error)) from None
+        except ConnectError as error:
+            raise Disconnected(str(error)) from None
 
-@contextlib.contextmanager
-def _named(place: Address) -> Iterator[None]:
-    """What goes wrong in the block says with which server."""
-    try:
-        yield
-    except (ProtocolError, Disconnected, LinkRefused) as error:
-        error.args = (f"{place}: {error}",)
-        raise
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """What goes wrong in the block says with which server."""
+        try:
+            yield
+        except (ProtocolError, Disconnected, LinkRefused) as error:
+            error.args = (f"{self.address}: {error}",)
+            raise
+
+
+async def _link(stream: Stream, link: ClientLink) -> None:
+    while not link.done:
+        stream.send(link.data_to_send())
+        await stream.drain()
+        data, descriptors = await stream.receive(link.bytes_wanted)
+        for descriptor in descriptors:
+            descriptor.close()
+        link.receive_data(bytes(data))
 
 
 @contextlib.contextmanager
@@ -184,30 +280,74 @@ def _deadline(place: Address) -> Iterator[None]:
 
 
 class _MainChannel:
-    """The session: its INIT tells the session id, and PINGs are answered for ever."""
+    """The session: who it is, its channels, how the pointer moves; PINGs are answered for ever."""
 
-    def __init__(self, stream: Stream, link: ClientLink) -> None:
+    def __init__(self, stream: Stream, link: ClientLink, hear: Callable[[], None]) -> None:
         self._stream = stream
+        self._hear = hear
         self._rest = link.rest
         self._machine = Channel("main", Sender.CLIENT, mini=link.mini)
+        self._session_id: int | None = None
+        self._arrived = trio.Event()
+        self._mouse_modes = 0
+        self.mouse_mode = 0
+        self.requested = False
+        """Whether a mouse mode was asked for and the server has not answered yet."""
+        self.channels: frozenset[int] | None = None
+        """Types of the channels that the server has; None before it said."""
 
     async def begin(self) -> int:
         """Wait for MAIN_INIT; returns the session id."""
-        data: bytes | memoryview = self._rest
-        while True:
-            for message in self._machine.receive_data(data):
-                if isinstance(message, main.MainInit):
-                    self._machine.send(main.AttachChannels())
-                    self._flush()
-                    return message.session_id
+        self._received(self._rest)
+        while self._session_id is None:
             data, _ = await self._stream.receive()
+            self._received(data)
+            await self._stream.drain()
+        return self._session_id
 
     async def read(self) -> None:
-        while True:
-            data, _ = await self._stream.receive()
-            self._machine.receive_data(data)
+        try:
+            while True:
+                data, _ = await self._stream.receive()
+                self._received(data)
+                await self._stream.settled()
+        finally:
+            self._arrived.set()
+
+    async def news(self) -> None:
+        """Wait until the channels or how the pointer moves are told, or nothing more will be."""
+        await self._arrived.wait()
+
+    def request(self, mode: MouseMode) -> None:
+        """Ask for a way to move the pointer, if it is not moved so already and can be."""
+        if self.mouse_mode != mode and self._mouse_modes & mode:
+            self._machine.send(main.MouseModeRequest(mode))
             self._flush()
-            await self._stream.drain()
+            self.requested = True
+
+    def _received(self, data: bytes | memoryview) -> None:
+        self._hear()
+        for message in self._machine.receive_data(data):
+            self._take(message)
+        self._flush()
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, main.MainInit):
+            self._session_id = message.session_id
+            self._mouse_modes = message.supported_mouse_modes
+            self.mouse_mode = message.current_mouse_mode
+            self._machine.send(main.AttachChannels())
+        elif isinstance(message, main.MouseMode):
+            self._mouse_modes, self.mouse_mode = message.supported_modes, message.current_mode
+            self.requested = False
+            self._tell()
+        elif isinstance(message, main.ChannelsList):
+            self.channels = frozenset(channel.type for channel in message.channels)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._arrived.set()
+        self._arrived = trio.Event()
 
     def _flush(self) -> None:
         for part in self._machine.data_to_send():
