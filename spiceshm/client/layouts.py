@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 from ..errors import CannotType
+from ..scancodes import LINUX
 from . import xkb
 from .xkb import ACCEPTED, ALT_GR, SHIFT
 
@@ -59,6 +61,12 @@ class Layout(NamedTuple):
 
 
 _ALWAYS = {"\n": Stroke((), ENTER), "\t": Stroke((), TAB), " ": Stroke((), SPACE)}
+_HELD: tuple[tuple[int, ...], ...] = ((), (SHIFT,), (ALT_GR,), (SHIFT, ALT_GR))
+_KEYPAD = frozenset({0x37, *range(0x47, 0x54), 0x59, 0xE01C, 0xE035})
+_SECOND = (0x56,)
+"""The key right of the left Shift, which many keyboards don't have."""
+
+_EVERYWHERE = tuple(sorted(set(LINUX) - _KEYPAD - set(_SECOND)))
 _US_ROWS = (
     (0x02, "1234567890-=", "!@#$%^&*()_+"),
     (0x10, "qwertyuiop[]", "QWERTYUIOP{}"),
@@ -120,12 +128,13 @@ def _from_xkb(name: str) -> Layout:
 
 
 def _keys(table: xkb.Keymap, *, caps: bool) -> Keys:
-    """What each key gives; where several give the same, that with the least to hold."""
+    """What each key gives; where several give the same, that with the least to hold, but one that
+    all keyboards have."""
     characters, dead = dict(_ALWAYS), dict[str, Stroke]()
-    for held in ((), (SHIFT,), (ALT_GR,), (SHIFT, ALT_GR)):
-        for code, given in table.given(held, caps=caps):
+    for codes, held in product((_EVERYWHERE, _SECOND), _HELD):
+        for code, given in table.given(codes, held, caps=caps):
             if given.name in _DEAD:
                 dead.setdefault(_DEAD[given.name], Stroke(held, code))
-            elif given.character.isprintable() and given.character:
+            elif given.character and given.character.isprintable():
                 characters.setdefault(given.character, Stroke(held, code))
     return Keys(characters, dead)

@@ -11,7 +11,7 @@ from ..errors import CannotType
 from ..scancodes import LINUX, X_OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SHIFT, ALT_GR = 0x2A, 0xE038
 """Scan codes of the left Shift, and of the right Alt, which is AltGr where a layout has one."""
@@ -19,10 +19,6 @@ SHIFT, ALT_GR = 0x2A, 0xE038
 ACCEPTED = 'accepted are "us" and what setxkbmap takes, such as "de", "fr(oss)", "us(dvorak)"'
 
 _LIBRARY = "libxkbcommon.so.0"
-_KEYPAD = frozenset({0x37, *range(0x47, 0x54), 0x59, 0xE01C, 0xE035})
-_SECOND = 0x56
-"""The key right of the left Shift, which many keyboards don't have: the last to be chosen."""
-
 _LOCK = 2
 """The modifier mask of Caps Lock: its place is fixed in every keymap, by X's protocol."""
 
@@ -46,9 +42,6 @@ _FUNCTIONS = {
     "xkb_keysym_get_name": (_INT, _UINT, _PTR, ctypes.c_size_t),
 }
 """What each returns, and what it takes."""
-
-_SCAN_CODES = {linux: code for code, linux in LINUX.items()}
-_KEYS = sorted(set(_SCAN_CODES.values()) - _KEYPAD, key=lambda code: (code == _SECOND, code))
 
 
 class Given(NamedTuple):
@@ -80,14 +73,16 @@ class Keymap:
         self._keymap = keymap
         weakref.finalize(self, library.xkb_keymap_unref, keymap)
 
-    def given(self, held: tuple[int, ...], *, caps: bool) -> Iterator[tuple[int, Given]]:
-        """What every key gives while ``held`` are held: scan codes. The keypad's are left out."""
+    def given(
+        self, codes: Iterable[int], held: tuple[int, ...], *, caps: bool
+    ) -> Iterator[tuple[int, Given]]:
+        """What each of the keys ``codes`` gives while ``held`` are held; all are scan codes."""
         library = self._library
         depressed = self._mask(held)
         state = library.xkb_state_new(self._keymap)
         library.xkb_state_update_mask(state, depressed, 0, _LOCK if caps else 0, 0, 0, 0)
         name = ctypes.create_string_buffer(64)
-        for code in _KEYS:
+        for code in codes:
             key = LINUX[code] + X_OFFSET
             symbol = library.xkb_state_key_get_one_sym(state, key)
             library.xkb_keysym_get_name(symbol, name, len(name))
