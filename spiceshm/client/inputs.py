@@ -3,7 +3,7 @@
 Strategy: what one call does goes out in one piece, so that nothing that is cancelled leaves a key
 down; only then one waits. Behind it go motions by 0, 0 up to the next acknowledgement, which the
 server sends when it has done all that came before. Long texts go in pieces, each awaited, so that
-nothing piles up on the way.
+nothing piles up on the way; stock servers lose what comes faster than a machine takes it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 BUTTONS = {"left": LEFT, "middle": MIDDLE, "right": RIGHT, "side": SIDE, "extra": EXTRA}
 PIECE = 64
 """Characters, or clicks of the wheel, that are sent at once."""
+
+PAUSE_S = 0.01
+"""What a machine is left to take a key, where nobody tells that it has: faster than any typist."""
 
 LOCKS_S = 0.25
 """How long a lock key waits to be told that the lock changed: servers tell it by and by."""
@@ -95,9 +98,11 @@ class Inputs(LaterChannel):
         """See `RemoteDisplay.type`."""
         async with self._acting():
             self._strokes(text)
-            for at in range(0, len(text), PIECE):
-                strokes = self._strokes(text[at : at + PIECE])
-                await self._deliver(chain.from_iterable(map(self._stroke, strokes)))
+            at = 0
+            while at < len(text):
+                piece = text[at : at + self._piece]
+                at += len(piece)
+                await self._deliver(chain.from_iterable(map(self._stroke, self._strokes(piece))))
 
     def _strokes(self, text: str) -> list[Stroke]:
         return self._keyboard.text(text, caps=bool(self._machine.locks & CAPS))
@@ -144,7 +149,7 @@ class Inputs(LaterChannel):
 
     async def move(self, x: int, y: int) -> None:
         """See `RemoteDisplay.move`."""
-        place = self._place(x, y)
+        place = self._spot(x, y)
         async with self._acting():
             await self._positions_taken()
             await self._deliver(self._to(place))
@@ -168,9 +173,7 @@ class Inputs(LaterChannel):
 
     async def drag(self, x: int, y: int, to_x: int, to_y: int, button: str) -> None:
         """See `RemoteDisplay.drag`."""
-        number, begin, end = _button(button), self._place(x, y), self._place(to_x, to_y)
-        assert begin is not None
-        assert end is not None
+        number, begin, end = _button(button), self._spot(x, y), self._spot(to_x, to_y)
         async with self._acting():
             await self._positions_taken()
             way = (_between(begin, end, step / DRAG_STEPS) for step in range(1, DRAG_STEPS + 1))
@@ -186,8 +189,10 @@ class Inputs(LaterChannel):
         async with self._acting():
             await self._positions_taken(place)
             await self._deliver(self._to(place))
-            for at in range(0, left, PIECE):
-                await self._deliver(min(left - at, PIECE) * turn)
+            while left:
+                piece = min(left, self._piece)
+                left -= piece
+                await self._deliver(piece * turn)
 
     @contextlib.asynccontextmanager
     async def hold_button(self, button: str) -> AsyncIterator[None]:
@@ -203,6 +208,10 @@ class Inputs(LaterChannel):
             return None
         if x is None or y is None:
             raise ValueError(f"a place has both x and y: {x}, {y}")
+        return self._spot(x, y)
+
+    def _spot(self, x: int, y: int) -> Place:
+        """A place of the display. Raises ValueError."""
         x, y = operator.index(x), operator.index(y)
         width, height = self._session.size
         if not (0 <= x < width and 0 <= y < height):
@@ -243,6 +252,19 @@ class Inputs(LaterChannel):
 
     # Delivery
 
+    @property
+    def _piece(self) -> int:
+        """Characters, or clicks of the wheel, that are sent at once."""
+        return PIECE if self._plays else 1
+
+    @property
+    def _plays(self) -> bool:
+        """Whether the server is known to acknowledge what has been played, and says when it was.
+
+        Others acknowledge what they have put where a machine takes it from, 16 bytes at most.
+        """
+        return self._machine.stamp is not None
+
     @contextlib.asynccontextmanager
     async def _acting(self) -> AsyncIterator[None]:
         """One call at a time, when the channel is open and all that was sent before is done."""
@@ -265,6 +287,8 @@ class Inputs(LaterChannel):
             self._machine.send(MouseMotion(0, 0, self._mask))
         self._flush()
         await self._done()
+        if not self._plays:
+            await trio.sleep(PAUSE_S)
 
     def _put(self, messages: Iterable[Message]) -> None:
         self._session.about_to_act()

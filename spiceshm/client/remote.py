@@ -172,8 +172,9 @@ class RemoteDisplay:
     def hold(self, combo: str) -> AbstractAsyncContextManager[None]:
         """Hold keys down for a block: ``async with display.hold("ctrl+shift"): ...``.
 
-        They come up at its end, also when it fails or is cancelled. What several blocks hold comes
-        up with the last of them. Raises as `key`.
+        What the block types and clicks is done with them. They come up at its end, also when it
+        fails or is cancelled; what several blocks hold comes up with the last of them. Raises as
+        `key`.
         """
         return self._inputs.hold(combo)
 
