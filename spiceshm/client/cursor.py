@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import trio
 
 from ..errors import Disconnected, LinkRefused, RemoteProtocolError
 from ..events import CursorShape
@@ -59,6 +60,7 @@ class CursorChannel(LaterChannel):
     async def now(self) -> Cursor:
         """The pointer as the server told last. Raises as `open`, but where the server has no such
         channel the answer is that nothing is to be seen."""
+        await trio.lowlevel.checkpoint()
         try:
             await self.open()
         except (Disconnected, LinkRefused):  # also a server that does not list it may have it
