@@ -30,6 +30,7 @@ from spiceshm.events import (
     PointerTo,
 )
 from spiceshm.wire import Message, cursor, inputs, main
+from spiceshm.wire.base import Ping
 from spiceshm.wire.types import ChannelType, LinkError, MouseMode
 from tests import stockserver
 from tests.programs import short_directory
@@ -661,6 +662,19 @@ async def test_a_machine_without_a_tablet(address: str, name: str) -> None:
                 await ACTS[name](remote)
             await remote.move_by(1, 1)
             await remote.click()
+
+
+@pytest.mark.parametrize("kind", [ChannelType.MAIN, ChannelType.INPUTS, ChannelType.CURSOR])
+async def test_a_server_is_heard_of_on_every_channel(address: str, kind: ChannelType) -> None:
+    async with stockserver.serving(address) as server, spiceshm.connect(address) as remote:
+        await remote.key("a")
+        await remote.cursor()
+        remote._channel.heard -= 100
+        assert remote.silent_s >= 100
+        (await server.channel(kind)).put(Ping(1, 0))
+        with trio.fail_after(SOON):
+            while remote.silent_s >= 100:
+                await trio.sleep(0.001)
 
 
 # The pointer's picture
