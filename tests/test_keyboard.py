@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import string
 import unicodedata
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from spiceshm.client import keyboard, layouts, xkb
 from spiceshm.client.keyboard import Keyboard
 from spiceshm.client.layouts import Stroke, layout
 from spiceshm.scancodes import LINUX, X_OFFSET
+from tests.conftest import REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ def _library() -> None:
     try:
         xkb.Keymap("us", "")
     except spiceshm.CannotType as error:
-        if os.environ.get("SPICESHM_REQUIRE_PEERS") == "1":
+        if REQUIRED:
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
 
