@@ -8,6 +8,7 @@ In reading order:
     memory                  sealed segments, the leased pool of buffers
     transport               addresses, sockets, descriptors that travel
     server, client          where the three meet
+    background, sync        the client's calls in ordinary Python, without await
     sources                 what a server can show: a test pattern, an X display
     desktops                a desktop of one's own: where server, client and sources meet
     cli                     the two programs
@@ -82,11 +83,11 @@ if not TYPE_CHECKING:  # else any name would do for a type checker
 
     def __getattr__(name: str) -> Any:
         """Import an end when it is first used: --help alone does not wait for numpy."""
-        if name in ("client", "server"):
+        if name in ("client", "server", "sync"):
             return import_module(f".{name}", __name__)
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f".{_LATER[name]}", __name__), name)
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LATER, "client", "server"})
+        return sorted({*globals(), *_LATER, "client", "server", "sync"})

@@ -464,9 +464,12 @@ class DisplayChannel:
             self._in_step = False
 
     def _lease_ended(self, lease: Lease) -> None:
-        """On any thread, in the middle of anything: take note and wake the loop."""
+        """On any thread, in the middle of anything: take note and wake the loop.
+
+        Not where the connection is closed: in a forked child the loop is the parent's.
+        """
         self._ended.append(lease)
-        if not self._in_step:
+        if not self._in_step and self._stream is not None and not self._stream.closed:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._flush_quietly)
 

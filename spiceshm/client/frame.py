@@ -84,9 +84,10 @@ class Frame:
 
         Raises ValueError once the frame was released.
         """
-        if self._pixels is None:
+        pixels = self._pixels  # once: another thread may release it meanwhile
+        if pixels is None:
             raise ValueError("this frame was released; take frame.copy() before the next step")
-        return self._pixels
+        return pixels
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ import trio
 
 from ..errors import ListenError
 from .address import Address, TcpAddress, UnixAddress, runtime_directory
+from .forks import of_this_thread
 from .stream import Stream, credentials_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Listener:
         except OSError as error:
             raise ListenError(f"{address}: {error.strerror or error}") from None
         self._socket.setblocking(False)
+        of_this_thread(self._socket)
 
     def _file_identity(self) -> tuple[int, int] | None:
         if not isinstance(self.address, UnixAddress) or self.address.abstract:

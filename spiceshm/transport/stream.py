@@ -19,6 +19,7 @@ import trio
 from ..errors import ConnectError, Disconnected
 from ..fds import Descriptor
 from .address import Address, TcpAddress, UnixAddress
+from .forks import of_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ class Stream:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
+        of_this_thread(sock)
         self._descriptors = descriptors and sock.family == socket.AF_UNIX
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
@@ -73,6 +75,10 @@ class Stream:
     def pending(self) -> bool:
         """Whether bytes wait for the peer to read."""
         return bool(self._unsent)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
 
     def fileno(self) -> int:
         return self._socket.fileno()

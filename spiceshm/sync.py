@@ -1,0 +1,190 @@
+"""The client's calls in ordinary Python: the same names as in `spiceshm`, without ``await``.
+
+    with spiceshm.sync.connect() as display:
+        for frame in display.frames():
+            ...
+
+Also without ``with``, as in a REPL or a notebook: ``display = connect()``, ``display.close()``;
+what is still open when the interpreter ends is closed then. Pings are answered in a thread of its
+own while the program does something else. Ctrl-C interrupts any call at once, and the display can
+be used on. A display may be used from several threads. After ``os.fork`` it is the parent's alone,
+and the child connects anew. A call blocks its thread, so that in an async program nothing else
+runs there meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from . import client
+from .background import Host, the_loop
+from .client.remote import TIMEOUT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .client import Frame, Sharing
+    from .region import Rect
+    from .transport import Address
+
+F = TypeVar("F", bound="Callable[..., object]")
+
+__all__ = ["Frames", "RemoteDisplay", "connect"]
+
+
+def _as(original: object) -> Callable[[F], F]:
+    """Give a function the docstring of its async ``original``, read without ``await``."""
+
+    def describe(function: F) -> F:
+        function.__doc__ = re.sub(r"\b(async|await) ", "", original.__doc__ or "")
+        return function
+
+    return describe
+
+
+class RemoteDisplay:
+    """A display that somebody else draws; made by `connect`. As `spiceshm.RemoteDisplay`."""
+
+    def __init__(self, remote: client.RemoteDisplay, host: Host) -> None:
+        self._remote = remote
+        self._host = host
+
+    def close(self) -> None:
+        """Close the connection, as the end of a ``with`` block does; harmless twice.
+
+        Calls that wait in other threads raise Disconnected.
+        """
+        self._host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._host.close()
+        else:
+            self._host.wait_closed()
+
+    def __del__(self) -> None:
+        if self._host.alive:
+            warnings.warn(
+                f"{self._host.name}: the display was never closed", ResourceWarning, stacklevel=2
+            )
+            self._host.leave_soon()
+
+    @property
+    @_as(client.RemoteDisplay.address)
+    def address(self) -> Address:
+        return self._remote.address
+
+    @property
+    @_as(client.RemoteDisplay.width)
+    def width(self) -> int:
+        return self._remote.width
+
+    @property
+    @_as(client.RemoteDisplay.height)
+    def height(self) -> int:
+        return self._remote.height
+
+    @property
+    @_as(client.RemoteDisplay.shared)
+    def shared(self) -> bool:
+        return self._remote.shared
+
+    @property
+    @_as(client.RemoteDisplay.reason)
+    def reason(self) -> str | None:
+        return self._remote.reason
+
+    @property
+    @_as(client.RemoteDisplay.segment_bytes)
+    def segment_bytes(self) -> int:
+        return self._remote.segment_bytes
+
+    @property
+    @_as(client.RemoteDisplay.pixel_bytes)
+    def pixel_bytes(self) -> int:
+        return self._remote.pixel_bytes
+
+    @property
+    @_as(client.RemoteDisplay.wire_bytes)
+    def wire_bytes(self) -> int:
+        return self._remote.wire_bytes
+
+    @_as(client.RemoteDisplay.frames)
+    def frames(self) -> Frames:
+        return Frames(self, self._host, self._remote.frames())
+
+    # Looking
+
+    @property
+    @_as(client.RemoteDisplay.silent_s)
+    def silent_s(self) -> float:
+        return self._remote.silent_s
+
+    @_as(client.RemoteDisplay.latest)
+    def latest(self) -> Frame:
+        return self._host.call(self._remote.latest)
+
+    @_as(client.RemoteDisplay.wait_change)
+    def wait_change(
+        self,
+        region: Rect | None = None,
+        *,
+        since: Frame | int | None = None,
+        timeout: float | None = TIMEOUT_S,
+    ) -> Frame:
+        return self._host.call(
+            lambda: self._remote.wait_change(region, since=since, timeout=timeout)
+        )
+
+    @_as(client.RemoteDisplay.wait_stable)
+    def wait_stable(
+        self,
+        quiet: float = 0.3,
+        region: Rect | None = None,
+        *,
+        timeout: float | None = TIMEOUT_S,
+    ) -> Frame:
+        return self._host.call(lambda: self._remote.wait_stable(quiet, region, timeout=timeout))
+
+    @_as(client.RemoteDisplay.screenshot)
+    def screenshot(self, region: Rect | None = None) -> NDArray[np.uint8]:
+        return self._host.call(lambda: self._remote.screenshot(region))
+
+
+class Frames:
+    """The iterator that `RemoteDisplay.frames` gives."""
+
+    def __init__(self, display: RemoteDisplay, host: Host, frames: client.Frames) -> None:
+        self._display = display  # kept: who iterates may have no other name for it
+        self._host = host
+        self._frames = frames
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Frame:
+        return self._host.call(self._frames.__anext__)
+
+
+@_as(client.connect)
+def connect(
+    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 2
+) -> RemoteDisplay:
+    host = Host(the_loop(), address or "the default server")
+    remote = host.open(lambda: client.connect(address, password=password, shm=shm, credits=credits))
+    host.name = str(remote.address)
+    return RemoteDisplay(remote, host)
