@@ -24,12 +24,13 @@ from .client.remote import TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from .client import Frame, Sharing
+    from .client import Cursor, Frame, Sharing
     from .region import Rect
     from .transport import Address
 
@@ -164,6 +165,54 @@ class RemoteDisplay:
     def screenshot(self, region: Rect | None = None) -> NDArray[np.uint8]:
         return self._host.call(lambda: self._remote.screenshot(region))
 
+    # Acting
+
+    @_as(client.RemoteDisplay.type)
+    def type(self, text: str) -> None:
+        self._host.call(lambda: self._remote.type(text))
+
+    @_as(client.RemoteDisplay.key)
+    def key(self, combo: str) -> None:
+        self._host.call(lambda: self._remote.key(combo))
+
+    @_as(client.RemoteDisplay.hold)
+    def hold(self, combo: str) -> AbstractContextManager[None]:
+        return Host(self._host, self._host.name).opened(lambda: self._remote.hold(combo))
+
+    @_as(client.RemoteDisplay.hold_button)
+    def hold_button(self, button: str) -> AbstractContextManager[None]:
+        return Host(self._host, self._host.name).opened(lambda: self._remote.hold_button(button))
+
+    @_as(client.RemoteDisplay.move)
+    def move(self, x: int, y: int) -> None:
+        self._host.call(lambda: self._remote.move(x, y))
+
+    @_as(client.RemoteDisplay.move_by)
+    def move_by(self, dx: int, dy: int) -> None:
+        self._host.call(lambda: self._remote.move_by(dx, dy))
+
+    @_as(client.RemoteDisplay.click)
+    def click(self, x: int | None = None, y: int | None = None, button: str = "left") -> None:
+        self._host.call(lambda: self._remote.click(x, y, button))
+
+    @_as(client.RemoteDisplay.double_click)
+    def double_click(
+        self, x: int | None = None, y: int | None = None, button: str = "left"
+    ) -> None:
+        self._host.call(lambda: self._remote.double_click(x, y, button))
+
+    @_as(client.RemoteDisplay.drag)
+    def drag(self, x: int, y: int, to_x: int, to_y: int, button: str = "left") -> None:
+        self._host.call(lambda: self._remote.drag(x, y, to_x, to_y, button))
+
+    @_as(client.RemoteDisplay.scroll)
+    def scroll(self, clicks: int, x: int | None = None, y: int | None = None) -> None:
+        self._host.call(lambda: self._remote.scroll(clicks, x, y))
+
+    @_as(client.RemoteDisplay.cursor)
+    def cursor(self) -> Cursor:
+        return self._host.call(self._remote.cursor)
+
 
 class Frames:
     """The iterator that `RemoteDisplay.frames` gives."""
@@ -182,9 +231,24 @@ class Frames:
 
 @_as(client.connect)
 def connect(
-    address: str | None = None, *, password: str = "", shm: Sharing = "auto", credits: int = 2
+    address: str | None = None,
+    *,
+    password: str = "",
+    shm: Sharing = "auto",
+    credits: int = 2,
+    view_only: bool = False,
+    keyboard: str = "us",
 ) -> RemoteDisplay:
     host = Host(the_loop(), address or "the default server")
-    remote = host.open(lambda: client.connect(address, password=password, shm=shm, credits=credits))
+    remote = host.open(
+        lambda: client.connect(
+            address,
+            password=password,
+            shm=shm,
+            credits=credits,
+            view_only=view_only,
+            keyboard=keyboard,
+        )
+    )
     host.name = str(remote.address)
     return RemoteDisplay(remote, host)

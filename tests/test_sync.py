@@ -41,12 +41,18 @@ DRAWER = """
 import logging, signal, sys
 import numpy as np, trio
 import spiceshm
+from spiceshm.events import Key, Button
 
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
+async def play(events):
+    for event in events:
+        if isinstance(event, Key | Button):
+            print(event, flush=True)
+
 async def main():
     with trio.open_signal_receiver(signal.SIGUSR1) as wishes:
-        async with spiceshm.serve(sys.argv[1]) as display:
+        async with spiceshm.serve(sys.argv[1], inputs=play) as display:
             surface = display.create_surface(64, 48)
             surface.draw(np.zeros((48, 64, 4), np.uint8))
             print("listening", flush=True)
@@ -55,7 +61,8 @@ async def main():
 
 trio.run(main)
 """
-"""A server that draws a frame for every SIGUSR1, and says of every session when it ends."""
+"""A server that draws a frame for every SIGUSR1, and says of every session when it ends and which
+keys and buttons come."""
 
 
 class Drawer(Program):
@@ -68,6 +75,14 @@ class Drawer(Program):
 
     def draw(self) -> None:
         self.send(signal.SIGUSR1)
+
+    def events(self, count: int) -> list[tuple[int, bool]]:
+        """The next that it gets: number of the key or button, and whether it goes down."""
+        got: list[tuple[int, bool]] = []
+        while len(got) < count:
+            if event := re.match(r"(?:Key|Button)\(\w+=(\d+), down=(\w+)\)", self.line()):
+                got.append((int(event[1]), event[2] == "True"))
+        return got
 
     def sees_end(self) -> None:
         """Wait until another session has ended."""
@@ -257,6 +272,48 @@ def test_what_waits_for_changes(drawer: Drawer) -> None:
         assert display.screenshot((0, 0, 2, 3)).shape == (2, 3, 3)
         assert 0 <= display.silent_s < DEADLINE
         assert first.pixels.shape == (48, 64, 4)
+
+
+def test_acting(drawer: Drawer) -> None:
+    with spiceshm.sync.connect(drawer.address) as display:
+        display.key("a")
+        assert drawer.events(2) == [(30, True), (30, False)]
+        with display.hold_button("right"):
+            assert drawer.events(1) == [(3, True)]
+            display.move(3, 4)
+            display.move_by(1, 1)
+        assert drawer.events(1) == [(3, False)]
+        display.click(5, 6)
+        display.type("a")
+        display.double_click()
+        display.drag(1, 1, 8, 8, "middle")
+        display.scroll(1)
+        numbers = [number for number, _ in drawer.events(12)]
+        assert numbers == [1, 1, 30, 30, 1, 1, 1, 1, 2, 2, 5, 5]
+        assert display.cursor().shape is None
+        with pytest.raises(spiceshm.CannotType), display.hold("nothing like it"):
+            pass
+    with spiceshm.sync.connect(drawer.address, view_only=True) as display:
+        with pytest.raises(spiceshm.ViewOnly):
+            display.key("a")
+
+
+def test_what_is_held_comes_up_when_the_block_is_interrupted(drawer: Drawer) -> None:
+    source = """
+        with spiceshm.sync.connect(sys.argv[1]) as display:
+            next(display.frames())
+            try:
+                with display.hold("a"):
+                    print("waiting", flush=True)
+                    display.wait_change(timeout=None)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            os.kill(int(sys.argv[2]), signal.SIGUSR1)
+            display.wait_change()
+            print("as before")
+    """
+    interrupted(source, drawer.address, str(drawer.pid))
+    assert drawer.events(2) == [(30, True), (30, False)]
 
 
 # Errors
