@@ -258,6 +258,14 @@ def test_two_threads_wait_on_one_display_and_a_third_calls(drawer: Drawer) -> No
         assert {thread.result() for thread in both} == {2, 3}
 
 
+def test_who_loops_in_one_thread_keeps_his_frame_when_another_looks(drawer: Drawer) -> None:
+    with spiceshm.sync.connect(drawer.address) as display:
+        mine = next(display.frames())
+        drawer.draw()
+        assert Thread(lambda: next(display.frames()).serial).result() == mine.serial + 1
+        assert mine.pixels.shape == (48, 64, 4)
+
+
 def test_what_waits_for_changes(drawer: Drawer) -> None:
     with spiceshm.sync.connect(drawer.address) as display:
         first = display.latest()

@@ -88,7 +88,6 @@ class DisplayChannel:
         self._ordinary_serial = 0
         self._pending: Frame | None = None
         self._given: Frame | None = None
-        self._looped: Frame | None = None
         self._copies = Copies()
         self._leases: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
@@ -300,14 +299,13 @@ class DisplayChannel:
         """Whether the server has lent all that it may."""
         return self.shared and len(self._leases) >= self._machine.credits
 
-    async def next_frame(self) -> Frame:
-        """The next step of `spiceshm.client.Frames`."""
+    async def next_frame(self, looped: Frame | None) -> Frame:
+        """The next step of a `spiceshm.client.Frames`, which gives back its frame before."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._looped is not None:
-            self._release(self._looped)
-            if self._given is self._looped:
+        if looped is not None:
+            self._release(looped)
+            if self._given is looped:
                 self._given = None
-            self._looped = None
         self._part_with_given()
         self._flush()
         if self._shows_old():
@@ -315,8 +313,7 @@ class DisplayChannel:
         held_since: float | None = None
         while not self._something_new:
             held_since = await self._more(held_since)
-        self._looped = self._give()
-        return self._looped
+        return self._give()
 
     def about_to_act(self) -> None:
         """The program is about to send keys or moves: frames that came before do not tell of it."""
@@ -389,9 +386,13 @@ class DisplayChannel:
 
     def _make_own(self, frame: Frame | None) -> None:
         """Go on with a copy of what the server has lent."""
-        if frame is not None and frame.lent:
-            self._in_step = True
-            frame.move_to(self._copies.of(frame.pixels))
+        if frame is None or not frame.lent:
+            return
+        self._in_step = True
+        try:
+            with contextlib.suppress(ValueError):  # another thread has released it just now
+                frame.move_to(self._copies.of(frame.pixels))
+        finally:
             self._in_step = False
 
     async def _more(self, held_since: float | None) -> float | None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Self
 from . import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from contextlib import AbstractAsyncContextManager
 
     import numpy as np
@@ -241,9 +240,12 @@ class Frames:
 
     def __init__(self, channel: DisplayChannel) -> None:
         self._channel = channel
+        self._frame: Frame | None = None
 
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> Coroutine[None, None, Frame]:
-        return self._channel.next_frame()
+    async def __anext__(self) -> Frame:
+        looped, self._frame = self._frame, None
+        self._frame = await self._channel.next_frame(looped)
+        return self._frame
