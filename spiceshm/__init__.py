@@ -8,9 +8,9 @@ In reading order:
     memory                  sealed segments, the leased pool of buffers
     transport               addresses, sockets, descriptors that travel
     server, client          where the three meet
-    background, sync        the client's calls in ordinary Python, without await
     sources                 what a server can show: a test pattern, an X display
     desktops                a desktop of one's own: where server, client and sources meet
+    background, sync        connect and desktop in ordinary Python, without await
     cli                     the two programs
 """
 

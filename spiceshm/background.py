@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -120,8 +119,12 @@ class _Call(Generic[T]):
 
 
 def _for_one_thread(error: BaseException) -> BaseException:
-    """The end of a connection is one error that is raised to everybody, each on his own way."""
-    return copy.copy(error) if isinstance(error, SpiceShmError) else error
+    """The end of a connection is one error that is told to everybody: each raises his own."""
+    if not isinstance(error, SpiceShmError):
+        return error
+    same = type(error).__new__(type(error), *error.args)
+    same.__dict__.update(error.__dict__)
+    return same
 
 
 def _failure_in(error: BaseException) -> BaseException | None:

@@ -18,7 +18,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from . import client
+from . import client, desktops
 from .background import Host, the_loop
 from .client.remote import TIMEOUT_S
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import numpy as np
+    import trio
     from numpy.typing import NDArray
 
     from .client import Cursor, Frame, Sharing
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., object]")
 
-__all__ = ["Frames", "RemoteDisplay", "connect"]
+__all__ = ["Desktop", "Frames", "Process", "RemoteDisplay", "connect", "desktop"]
 
 
 def _as(original: object) -> Callable[[F], F]:
@@ -252,3 +253,106 @@ def connect(
     )
     host.name = str(remote.address)
     return RemoteDisplay(remote, host)
+
+
+class Process:
+    """A program on a desktop."""
+
+    def __init__(self, process: trio.Process, host: Host) -> None:
+        self._process = process
+        self._host = host
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, -N if signal N killed it, None while it runs."""
+
+        async def poll() -> int | None:
+            return self._process.poll()
+
+        return self._host.call(poll)
+
+    def wait(self) -> int:
+        """Wait for its end; its exit status, or -N if signal N killed it."""
+        return self._host.call(self._process.wait)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+
+        async def send() -> None:
+            self._process.send_signal(number)
+
+        self._host.call(send)
+
+
+class Desktop:
+    """A desktop that nobody else has; made by `desktop`. As `spiceshm.Desktop`."""
+
+    def __init__(self, own: desktops.Desktop, host: Host) -> None:
+        self._own = own
+        self._host = host
+        self._display = RemoteDisplay(own.display, host)
+        self._process = Process(own.process, host) if own.process is not None else None
+
+    def close(self) -> None:
+        """End it with all programs on it, as the end of a ``with`` block does; harmless twice."""
+        self._host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._display.__exit__(kind, error, trace)
+
+    @property
+    def display(self) -> RemoteDisplay:
+        """The desktop as a client sees it, connected; to close it ends the desktop."""
+        return self._display
+
+    @property
+    @_as(desktops.Desktop.process)
+    def process(self) -> Process | None:
+        return self._process
+
+    @property
+    @_as(desktops.Desktop.address)
+    def address(self) -> str:
+        return self._own.address
+
+    @property
+    @_as(desktops.Desktop.x_display)
+    def x_display(self) -> str:
+        return self._own.x_display
+
+    @property
+    @_as(desktops.Desktop.environment)
+    def environment(self) -> dict[str, str]:
+        return self._own.environment
+
+    @_as(desktops.Desktop.run)
+    def run(self, *command: str) -> Process:
+        return Process(self._host.call(lambda: self._own.run(*command)), self._host)
+
+    @_as(desktops.Desktop.wait)
+    def wait(self) -> int:
+        return self._host.call(self._own.wait)
+
+
+@_as(desktops.desktop)
+def desktop(
+    *command: str, width: int = 1280, height: int = 800, fps: float = 60, address: str | None = None
+) -> Desktop:
+    host = Host(the_loop(), "the desktop")
+    own = host.open(
+        lambda: desktops.desktop(*command, width=width, height=height, fps=fps, address=address)
+    )
+    host.name = f"desktop {own.x_display}"
+    return Desktop(own, host)

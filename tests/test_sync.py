@@ -22,8 +22,9 @@ import trio
 
 import spiceshm
 import spiceshm.sync
-from spiceshm import client
+from spiceshm import client, desktops
 from spiceshm.background import Host, Loop, the_loop
+from spiceshm.errors import Refusal
 from tests.programs import (
     DEADLINE,
     Program,
@@ -168,10 +169,14 @@ def public(kind: type) -> set[str]:
 
 def shape(function: Any) -> str:
     """The signature, read without ``await``."""
-    return re.sub(r"\bAsync(?=Iterator|Generator)|(?<=Abstract)Async", "", str(function))
+    return re.sub(r"\bAsync(?=Iterator)|(?<=Abstract)Async|\btrio\.", "", str(function))
 
 
-MIRRORED = [(client.RemoteDisplay, spiceshm.sync.RemoteDisplay)]
+MIRRORED = [
+    (client.RemoteDisplay, spiceshm.sync.RemoteDisplay),
+    (desktops.Desktop, spiceshm.sync.Desktop),
+]
+OF_ITS_OWN = {"close", "display"}
 
 
 @pytest.mark.parametrize(("original", "mirror"), MIRRORED, ids=lambda kind: kind.__module__)
@@ -179,7 +184,7 @@ def test_every_name_is_there_with_the_same_signature_and_words(
     original: type, mirror: type
 ) -> None:
     assert public(mirror) == public(original) | {"close"}
-    for name in public(original):
+    for name in public(original) - OF_ITS_OWN:
         theirs, ours = vars(original)[name], vars(mirror)[name]
         assert type(theirs) is type(ours)
         assert ours.__doc__ == re.sub(r"\b(async|await) ", "", theirs.__doc__)
@@ -188,8 +193,9 @@ def test_every_name_is_there_with_the_same_signature_and_words(
         assert shape(inspect.signature(theirs)) == shape(inspect.signature(ours)), name
 
 
-def test_connect_takes_what_the_async_one_takes() -> None:
-    theirs, ours = (inspect.signature(end.connect) for end in (client, spiceshm.sync))
+@pytest.mark.parametrize("name", ["connect", "desktop"])
+def test_what_opens_takes_what_the_async_one_takes(name: str) -> None:
+    theirs, ours = (inspect.signature(getattr(end, name)) for end in (spiceshm, spiceshm.sync))
     assert theirs.parameters == ours.parameters
     assert shape(theirs.return_annotation) == f"Iterator[{ours.return_annotation}]"
 
@@ -324,6 +330,31 @@ def test_what_is_held_comes_up_when_the_block_is_interrupted(drawer: Drawer) -> 
     assert drawer.events(2) == [(30, True), (30, False)]
 
 
+@pytest.mark.peer("Xvfb", "xterm")
+def test_a_desktop_and_the_programs_on_it() -> None:
+    with spiceshm.sync.desktop("sleep", "1000", width=320, height=200) as desktop:
+        assert desktop.display.screenshot().shape == (200, 320, 3)
+        assert desktop.environment["DISPLAY"] == desktop.x_display
+        with spiceshm.sync.connect(desktop.address) as another:
+            assert (another.width, another.height) == (320, 200)
+        assert desktop.run("true").wait() == 0
+        process = desktop.process
+        assert process is not None
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert desktop.wait() == process.wait() == process.poll() == -signal.SIGTERM
+        with pytest.raises(spiceshm.SourceError, match="no-such-program"):
+            desktop.run("no-such-program")
+        changed = Thread(lambda: desktop.display.wait_change(timeout=DEADLINE))
+        desktop.run("xterm")
+        changed.result()
+        waiter = Thread(lambda: desktop.display.wait_change(since=1 << 60, timeout=None))
+        waiting(1)
+    assert re.search("the connection was closed here", str(waiter.error()))
+    with pytest.raises(spiceshm.Disconnected):
+        process.wait()
+
+
 # Errors
 
 
@@ -357,6 +388,27 @@ def test_each_thread_gets_an_error_of_its_own(drawer: Drawer) -> None:
     assert str(first) == str(second) == f"{drawer.address}: the connection was closed here"
     assert first is not second
     assert first.__context__ is first.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        spiceshm.RemoteProtocolError("display.shm_damage", "rects", "are too many"),
+        spiceshm.LinkRefused(7, "no"),
+        spiceshm.MemoryRefused("no room", Refusal.TOO_SMALL),
+        spiceshm.Timeout("too late"),
+        KeyError("whatever else"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_arrive_as_they_were(error: Exception) -> None:
+    async def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        the_loop().call(fail)
+    assert str(caught.value) == str(error)
+    assert vars(caught.value) == vars(error)
 
 
 def test_what_ends_a_host_is_told_to_who_waits_and_only_once() -> None:
