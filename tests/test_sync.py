@@ -620,7 +620,11 @@ def test_what_was_interrupted_has_ended_and_who_insists_does_not_wait() -> None:
 
 
 def test_interruptions_at_any_moment_leave_the_display_usable(drawer: Drawer) -> None:
-    """Signals that come as they like: never a hang, never another error."""
+    """Signals that come as they like: never a hang, never another error.
+
+    Each is repeated after a second: Python itself sleeps on when one comes between its last look
+    for signals and the system call that waits.
+    """
     said = runs(
         """
         class Now(Exception):
@@ -633,9 +637,10 @@ def test_interruptions_at_any_moment_leave_the_display_usable(drawer: Drawer) ->
             hits = 0
             for step in range(300):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + step * 1e-6)
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + step * 1e-6, 1.0)
                     next(display.frames())
                 except Now:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                     hits += 1
             signal.signal(signal.SIGALRM, signal.SIG_IGN)
             os.kill(int(sys.argv[2]), signal.SIGUSR1)
