@@ -1,17 +1,21 @@
-"""``spiceshm-client``: look at a display from the command line."""
+"""``spiceshm-client``: look at a display, and act on it, from the command line."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import INTERRUPTED, address, count, parser, seconds
+from .steps import add_steps, bind_texts
+
+if TYPE_CHECKING:
+    import argparse
 
 NAME = "spiceshm-client"
 DESCRIPTION = """\
-Look at a SPICE display. On the machine of a spiceshm-server the pixels are read in place from its
-shared memory. Without options: say what is shown there and how to look at it."""
+Look at a SPICE display, and use its keyboard and pointer. On the machine of a spiceshm-server the
+pixels are read in place from its shared memory. Without options: say what is shown there and how
+to look at it."""
 EXAMPLES = """\
 examples:
   spiceshm-client                               what does the default server show?
@@ -20,28 +24,22 @@ examples:
   spiceshm-client --stats                       a live table until Ctrl-C
   spiceshm-client --duration 10 --json spice://127.0.0.1:5930
 
+a test of a program with windows, from a shell; the first action that fails ends it:
+  spiceshm-client --wait-stable 0.5 --click 100,20 --type "make test" --key enter \\
+      --wait-change 5 --wait-stable 2 --screenshot after.png
+  spiceshm-client --type $'two lines\\nin bash\\n' --region 0,0,640,20 --wait-change 2 \\
+      --screenshot head.png --region all --screenshot all.png || echo "nothing came"
+
 addresses: unix:/path, unix:@name, tcp:host:port, spice://host:port, spice+unix:///path.
 
 exit status: 0 done, 1 could not run, 2 wrong options, 3 memory is not shared (--require-shm),
-5 the server went away."""
-
-
-def _picture(text: str) -> str:
-    if text == "-" or Path(text).suffix.lower() in (".png", ".ppm"):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} does not end in .png or .ppm; - is PNG on stdout")
+4 what was waited for did not come in time, 5 the server went away, 130 actions were interrupted."""
 
 
 def _options() -> argparse.ArgumentParser:
     options = parser(NAME, DESCRIPTION, EXAMPLES)
     options.add_argument(
         "uri", type=address, nargs="?", help="where (default: the default socket of the server)"
-    )
-    options.add_argument(
-        "--screenshot",
-        type=_picture,
-        metavar="FILE",
-        help="save the last frame seen: .png or .ppm; - is PNG on stdout",
     )
     options.add_argument("--frames", type=count, metavar="N", help="end after N frames")
     options.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds")
@@ -52,7 +50,18 @@ def _options() -> argparse.ArgumentParser:
         "--json",
         action="store_true",
         help="at the end one JSON object on stdout: frames, fps, latency_us, torn, rects, "
-        "wire_bytes, pixel_bytes, shm, reason",
+        "wire_bytes, pixel_bytes, shm, reason; with actions what came of each, and the error",
+    )
+    add_steps(options)
+    options.add_argument("--cursor", action="store_true", help="draw the pointer into screenshots")
+    options.add_argument(
+        "--keyboard",
+        default="us",
+        metavar="LAYOUT",
+        help="how the keyboard over there is laid out, as setxkbmap has it (default: us)",
+    )
+    options.add_argument(
+        "--view-only", action="store_true", help="never touch keyboard and pointer"
     )
     sharing = options.add_mutually_exclusive_group()
     sharing.add_argument("--no-shm", action="store_true", help="refuse shared memory")
@@ -65,7 +74,7 @@ def _options() -> argparse.ArgumentParser:
 
 def main() -> int:
     """The program's entry point; returns its exit status."""
-    arguments = _options().parse_args()
+    arguments = _options().parse_args(bind_texts(sys.argv[1:]))
     try:
         from .looking import run_client
 

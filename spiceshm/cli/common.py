@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import Disconnected, SpiceShmError
+from ..errors import Disconnected, SpiceShmError, Timeout
 from ..nursery import open_nursery
-from .options import DISCONNECTED, FAILED, USAGE, nobody_reads
+from .options import DISCONNECTED, FAILED, NOT_SHARED, TIMEOUT, USAGE, nobody_reads
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +25,19 @@ class UsageError(Exception):
     """Options that parse but make no sense together; the text says what is accepted."""
 
 
+class NotShared(SpiceShmError):
+    """Memory is not shared where the user demands it."""
+
+
+_STATUSES = {
+    UsageError: USAGE,
+    NotShared: NOT_SHARED,
+    Timeout: TIMEOUT,
+    Disconnected: DISCONNECTED,
+    SpiceShmError: FAILED,
+}
+
+
 def read_password(path: str | None) -> str | None:
     """The first line of a password file. Raises UsageError if there is none to read."""
     if path is None:
@@ -32,13 +45,14 @@ def read_password(path: str | None) -> str | None:
     try:
         first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--password-file {path}: {_reason(error)}") from None
+        raise UsageError(f"--password-file {path}: {reason(error)}") from None
     if not first or len(first.encode()) > 60:
         raise UsageError(f"--password-file {path}: its first line must have 1 to 60 bytes")
     return first
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why it failed, without the name of the file."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -54,18 +68,18 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
-    except UsageError as error:
-        return _complain(name, error, USAGE)
-    except Disconnected as error:
-        return _complain(name, error, DISCONNECTED)
-    except SpiceShmError as error:
-        return _complain(name, error, FAILED)
+    except (UsageError, SpiceShmError) as error:
+        return _complain(name, error, _status(error))
     except BrokenPipeError:
         return nobody_reads()
     except OSError as error:
         if error.filename is None and sys.stdout is not None:
             nobody_reads()
-        return _complain(name, Exception(f"{error.filename or 'output'}: {_reason(error)}"), FAILED)
+        return _complain(name, Exception(f"{error.filename or 'output'}: {reason(error)}"), FAILED)
+
+
+def _status(error: UsageError | SpiceShmError) -> int:
+    return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
 
 
 def _level(arguments: argparse.Namespace) -> int:
@@ -75,8 +89,13 @@ def _level(arguments: argparse.Namespace) -> int:
 
 
 def _complain(name: str, error: Exception, status: int) -> int:
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{name}: {one_line(error)}", file=sys.stderr)
     return status
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, whatever a peer or a file name put into it."""
+    return " ".join(str(error).split())
 
 
 @contextlib.asynccontextmanager

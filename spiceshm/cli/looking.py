@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from functools import partial
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..client import RemoteDisplay, Sharing, connect
-from ..errors import MemoryRefused
-from .common import UsageError, read_password, run, until_interrupted
-from .options import NOT_SHARED, OK
+from .acting import act, acts
+from .common import UsageError, run, until_interrupted
+from .connecting import connected
+from .options import OK
+from .pictures import save
 from .stats import Table, Watch
 
 if TYPE_CHECKING:
@@ -22,34 +22,42 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..client import RemoteDisplay
+
 
 def run_client(name: str, arguments: argparse.Namespace) -> int:
-    """Look as long as the options say; returns the exit status."""
-    return run(name, arguments, partial(_look, name, arguments))
+    """Look as long as the options say, or do the actions; returns the exit status."""
+    return run(name, arguments, partial(_run, arguments))
 
 
-async def _look(name: str, arguments: argparse.Namespace) -> int:
-    if arguments.json and arguments.screenshot == "-":
-        raise UsageError("--json and --screenshot - both want stdout; name a file for one")
-    if arguments.screenshot == "-" and sys.stdout is None:
-        raise UsageError("--screenshot - wants stdout, which is closed; name a file")
-    password = read_password(arguments.password_file) or ""
-    shm: Sharing = "auto"
-    if arguments.no_shm or arguments.require_shm:
-        shm = "off" if arguments.no_shm else "require"
-    async with until_interrupted():
-        try:
-            async with connect(arguments.uri, password=password, shm=shm) as display:
-                await _watch(display, arguments)
-        except MemoryRefused as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return NOT_SHARED
+async def _run(arguments: argparse.Namespace) -> int:
+    _check_stdout(arguments)
+    if acts(arguments):
+        return await act(arguments)
+    async with until_interrupted(), connected(arguments) as display:
+        await _watch(display, arguments)
     return OK
+
+
+def _check_stdout(arguments: argparse.Namespace) -> None:
+    """Raises UsageError where not all that goes there can."""
+    pictures = _pictures(arguments).count("-")
+    if arguments.json and pictures:
+        raise UsageError("--json and --screenshot - both want stdout; name a file for one")
+    if pictures > 1:
+        raise UsageError("--screenshot - can be given once; name files for the others")
+    if pictures and sys.stdout is None:
+        raise UsageError("--screenshot - wants stdout, which is closed; name a file")
+
+
+def _pictures(arguments: argparse.Namespace) -> list[str]:
+    return [step.value for step in arguments.steps if step.option == "screenshot"]
 
 
 async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
     watch = Watch(display)
     table = Table(watch, display) if arguments.stats else None
+    path = next(iter(_pictures(arguments)), None)
     picture: NDArray[np.uint8] | None = None
     endless = arguments.stats or arguments.duration or arguments.frames
     most = arguments.frames or (None if endless else 1)
@@ -57,7 +65,7 @@ async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
         with trio.move_on_after(arguments.duration or float("inf")):
             async for frame in display.frames():
                 watch.saw(frame)
-                if arguments.screenshot:
+                if path is not None:
                     picture = frame.copy()  # whichever turns out to be the last
                 if table is not None:
                     table.update()
@@ -67,8 +75,8 @@ async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
         # Also after Ctrl-C and when the server went away: what was seen was seen.
         if table is not None:
             table.update(last=True)
-        if picture is not None:
-            _save(picture, arguments.screenshot)
+        if picture is not None and path is not None:
+            save(picture[:, :, 2::-1], path)  # from B, G, R, X
         if watch.frames or arguments.json:
             _report(display, watch, arguments)
 
@@ -76,7 +84,7 @@ async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
 def _report(display: RemoteDisplay, watch: Watch, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(watch.result()), flush=True)
-    elif not arguments.screenshot and not arguments.stats:
+    elif not arguments.steps and not arguments.stats:
         _describe(display, watch)
 
 
@@ -92,18 +100,3 @@ def _describe(display: RemoteDisplay, watch: Watch) -> None:
         print(f"{figures['frames']} frames in {figures['seconds']} s, {figures['fps']} frames/s")
     if display.address.uri:
         print(f"a stock viewer shows it too:  remote-viewer {display.address.uri}")
-
-
-def _save(pixels: NDArray[np.uint8], path: str) -> None:
-    """Write (height, width, 4) of B, G, R, X as a picture."""
-    from PIL import Image  # slow to import, and only a screenshot needs it
-
-    size = pixels.shape[1], pixels.shape[0]
-    image = Image.frombuffer("RGB", size, pixels.tobytes(), "raw", "BGRX", 0, 1)
-    if path == "-":
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        sys.stdout.buffer.write(buffer.getvalue())
-        sys.stdout.buffer.flush()
-    else:
-        image.save(path)

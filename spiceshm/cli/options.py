@@ -14,7 +14,7 @@ from ..errors import AddressError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OK, FAILED, USAGE, NOT_SHARED, DISCONNECTED = 0, 1, 2, 3, 5
+OK, FAILED, USAGE, NOT_SHARED, TIMEOUT, DISCONNECTED = range(6)
 INTERRUPTED = 130
 
 

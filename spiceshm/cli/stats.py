@@ -67,22 +67,29 @@ class Watch:
     def result(self) -> dict[str, Any]:
         """The figures: frames a second, microseconds from publishing to seeing, and the bytes of
         the whole connection, its hand-shake and first picture included."""
-        display = self._display
-        return {
-            "address": str(display.address),
-            "width": display.width,
-            "height": display.height,
-            "seconds": round(self.seconds, 3),
+        looked = {
             "frames": self.frames,
             "fps": round(self.fps, 2),
             "latency_us": _percentiles(self._latencies),
             "torn": self.torn,
             "rects": self.rects,
-            "wire_bytes": display.wire_bytes,
-            "pixel_bytes": display.pixel_bytes,
-            "shm": display.shared,
-            "reason": display.reason,
         }
+        return figures(self._display, self.seconds, looked)
+
+
+def figures(display: RemoteDisplay, seconds: float, looked: dict[str, Any]) -> dict[str, Any]:
+    """What holds of any connection, around what holds of what was done over it."""
+    return {
+        "address": str(display.address),
+        "width": display.width,
+        "height": display.height,
+        "seconds": round(seconds, 3),
+        **looked,
+        "wire_bytes": display.wire_bytes,
+        "pixel_bytes": display.pixel_bytes,
+        "shm": display.shared,
+        "reason": display.reason,
+    }
 
 
 class Table:

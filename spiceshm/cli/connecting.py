@@ -1,0 +1,34 @@
+"""The connection that the options of ``spiceshm-client`` ask for."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from ..client import RemoteDisplay, Sharing, connect
+from ..errors import MemoryRefused
+from .common import NotShared, read_password
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator
+
+
+@contextlib.asynccontextmanager
+async def connected(arguments: argparse.Namespace) -> AsyncIterator[RemoteDisplay]:
+    """Connect; raises UsageError, NotShared, and what `connect` raises."""
+    password = read_password(arguments.password_file) or ""
+    shm: Sharing = "auto"
+    if arguments.no_shm or arguments.require_shm:
+        shm = "off" if arguments.no_shm else "require"
+    try:
+        async with connect(
+            arguments.uri,
+            password=password,
+            shm=shm,
+            view_only=arguments.view_only,
+            keyboard=arguments.keyboard,
+        ) as display:
+            yield display
+    except MemoryRefused as error:
+        raise NotShared(str(error)) from None
