@@ -232,6 +232,51 @@ def look(*arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
     return run("client", *arguments, **more)
 
 
+_FORKS = """
+import json, os, sys, traceback
+from spiceshm.cli import client, looking, server, serving
+
+def child(program, words):
+    sys.argv = ["", *words]
+    try:
+        status = {"client": client, "server": server}[program].main()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+outcomes = []
+for program, words in json.load(sys.stdin):
+    files = [os.memfd_create("out"), os.memfd_create("err")]
+    pid = os.fork()
+    if not pid:
+        os.dup2(files[0], 1)
+        os.dup2(files[1], 2)
+        child(program, words)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    outcomes.append([status, *(os.pread(file, 1 << 20, 0).decode() for file in files)])
+json.dump(outcomes, sys.stdout)
+"""
+"""Runs the programs again and again in one process that has imported them once."""
+
+
+def forked(cases: list[tuple[str, list[str]]], runtime: Path) -> list[tuple[int, str, str]]:
+    """Run programs with arguments, one after another; of each exit status, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKS],
+        input=json.dumps(cases).encode(),
+        stdout=subprocess.PIPE,
+        env=environment(runtime),
+        timeout=2 * DEADLINE,
+        check=True,
+    )
+    return [(status, out, err) for status, out, err in json.loads(done.stdout)]
+
+
 def mapped(pid: int) -> list[tuple[str, str]]:
     """The shared memory that a process maps: permissions and name, as /proc/PID/maps has them."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()

@@ -13,7 +13,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.programs import (
     Program,
     command,
     environment,
+    forked,
     look,
     mapped,
     processes_with,
@@ -376,51 +376,11 @@ MISTAKES: list[tuple[str, list[str], int, str]] = [
 ]
 
 
-FORKS = """
-import json, os, sys, traceback
-from spiceshm.cli import client, server
-
-def child(program, words):
-    sys.argv = ["", *words]
-    try:
-        status = {"client": client, "server": server}[program].main()
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        traceback.print_exc()
-        status = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-outcomes = []
-for program, words in json.load(sys.stdin):
-    files = [os.memfd_create("out"), os.memfd_create("err")]
-    pid = os.fork()
-    if not pid:
-        os.dup2(files[0], 1)
-        os.dup2(files[1], 2)
-        child(program, words)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    outcomes.append([status, *(os.pread(file, 1 << 20, 0).decode() for file in files)])
-json.dump(outcomes, sys.stdout)
-"""
-"""Runs the programs again and again in one process that has imported them once."""
-
-
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[list[tuple[int, str, str]]]:
     """What came of every mistake: exit status, stdout, stderr."""
     with short_directory() as place:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FORKS],
-            input=json.dumps([mistake[:2] for mistake in MISTAKES]).encode(),
-            stdout=subprocess.PIPE,
-            env=environment(place),
-            timeout=2 * DEADLINE,
-            check=True,
-        )
-        yield json.loads(done.stdout)
+        yield forked([(program, words) for program, words, _, _ in MISTAKES], place)
         assert [path for path in place.rglob("*") if not path.is_dir()] == []
 
 

@@ -54,17 +54,11 @@ def acts(arguments: argparse.Namespace) -> bool:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for actions that make no sense whatever the server says."""
+    """Raises UsageError for what makes no sense whatever the server says."""
     steps: list[Step] = arguments.steps
     if arguments.cursor and all(step.option != "screenshot" for step in steps):
         raise UsageError("--cursor is for --screenshot, and there is none")
-    for watching in ("frames", "duration", "stats"):
-        if getattr(arguments, watching):
-            other = next((str(s) for s in steps if s.option != "screenshot"), None)
-            raise UsageError(
-                f"--{watching} goes with one --screenshot and no other action, "
-                f"not with {other or ('--cursor' if arguments.cursor else steps[1])}"
-            )
+    _check_watching(arguments)
     for at, step in enumerate(steps):
         users = _SETTINGS.get(step.option)
         if users and all(later.option not in users for later in steps[at:]):
@@ -75,11 +69,24 @@ def check(arguments: argparse.Namespace) -> None:
     _check_typing(arguments)
 
 
+def _check_watching(arguments: argparse.Namespace) -> None:
+    """Raises UsageError where frames are to be watched and something else is to be done."""
+    steps: list[Step] = arguments.steps
+    others = [str(step) for step in steps if step.option != "screenshot"]
+    others += [str(step) for step in steps if step.option == "screenshot"][1:]
+    others += ["--cursor"] if arguments.cursor else []
+    for option in ("frames", "duration", "stats"):
+        if getattr(arguments, option) and others:
+            raise UsageError(
+                f"--{option} goes with one --screenshot and no other action, not with {others[0]}"
+            )
+
+
 def _check_typing(arguments: argparse.Namespace) -> None:
     """Raises UsageError for what cannot be typed with that keyboard."""
     with _usage(f"--keyboard {arguments.keyboard}"):
         keyboard = Keyboard(arguments.keyboard)
-    checks = {"type": keyboard.text, "key": keyboard.combo}
+    checks: dict[str, Callable[[str], object]] = {"type": keyboard.text, "key": keyboard.combo}
     for step in arguments.steps:
         if step.option in checks:
             with _usage(str(step)):
@@ -111,7 +118,6 @@ def plan(steps: Sequence[Step], *, cursor: bool) -> list[Action]:
 
 async def act(arguments: argparse.Namespace) -> int:
     """Do the actions; returns the exit status. Raises what ended them."""
-    check(arguments)
     run = _Run(arguments)
     try:
         async with until_interrupted(), connected(arguments) as display:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .acting import act, acts
+from .acting import act, acts, check
 from .common import UsageError, run, until_interrupted
 from .connecting import connected
 from .options import OK
@@ -32,6 +32,7 @@ def run_client(name: str, arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace) -> int:
     _check_stdout(arguments)
+    check(arguments)
     if acts(arguments):
         return await act(arguments)
     async with until_interrupted(), connected(arguments) as display:
