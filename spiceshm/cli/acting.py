@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 STABLE_TIMEOUT_S = 30.0
 
+SILENT_S = 3.0
+"""Our server says something every second, also when nothing changes."""
+
 _SETTINGS = {"region": LOOKS, "timeout": frozenset({"wait-stable"})}
 """Steps that do nothing themselves, and those behind them that they are for."""
 
@@ -147,7 +150,6 @@ class _Run:
     async def do_all(self, display: RemoteDisplay) -> None:
         """Raises the error of the first action that fails, with its name."""
         try:
-            await display.latest()  # what a change at the very beginning is a change from
             for action in self._actions:
                 with _named(action), self._timed(action) as told:
                     told |= await _DO[action.step.option](display, action)
@@ -193,7 +195,9 @@ async def _wait_change(display: RemoteDisplay, action: Action) -> dict[str, Any]
     try:
         frame = await display.wait_change(action.region, timeout=most)
     except Timeout:
-        raise Timeout(f"nothing changed{_inside(action.region)} within {most:g} s") from None
+        raise Timeout(
+            f"nothing changed{_inside(action.region)} within {most:g} s{_silence(display)}"
+        ) from None
     return _seen(frame, action.region)
 
 
@@ -205,7 +209,7 @@ async def _wait_stable(display: RemoteDisplay, action: Action) -> dict[str, Any]
     except Timeout:
         raise Timeout(
             f"changes{_inside(action.region)} did not stop for {quiet:g} s "
-            f"within {action.timeout:g} s"
+            f"within {action.timeout:g} s{_silence(display)}"
         ) from None
     return _seen(frame, action.region)
 
@@ -237,6 +241,11 @@ def _spelled(region: Region | None) -> str:
 
 def _inside(region: Region | None) -> str:
     return "" if region is None else f" in {_spelled(region)}"
+
+
+def _silence(display: RemoteDisplay) -> str:
+    silent = display.silent_s
+    return f"; the server has been silent for {silent:.0f} s" if silent > SILENT_S else ""
 
 
 def _check_inside(display: RemoteDisplay, region: Region | None) -> None:
