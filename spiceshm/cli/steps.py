@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         """As it was typed, for one line of complaint."""
         text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
-        return f"--{self.option} {text}".encode("utf-8", "backslashreplace").decode()
+        return f"--{self.option} {shlex.quote(text)}"
 
 
 def add_steps(options: argparse.ArgumentParser) -> None:
