@@ -35,7 +35,9 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         """As it was typed, for one line of complaint."""
-        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
+        text = self.text
+        if self.option == "type" and len(text) > _SHOWN:
+            text = f"{text[:_SHOWN]}..."
         return f"--{self.option} {shlex.quote(text)}"
 
 
