@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from . import waits
+from .cursor import draw
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -138,12 +139,19 @@ class RemoteDisplay:
         await waits.stable(self._channel, quiet, region, timeout)
         return await self.latest()
 
-    async def screenshot(self, region: Rect | None = None) -> NDArray[np.uint8]:
+    async def screenshot(
+        self, region: Rect | None = None, *, cursor: bool = False
+    ) -> NDArray[np.uint8]:
         """The newest picture as an array (height, width, 3) of R, G, B, yours.
 
-        Raises ValueError for a region outside.
+        ``cursor`` draws the pointer into it. Raises ValueError for a region outside, and with
+        ``cursor`` what `cursor` raises.
         """
-        return (await self.latest()).rgb(region)
+        frame = await self.latest()
+        rgb = frame.rgb(region)
+        if cursor:
+            draw(await self.cursor(), rgb, region or (0, 0, frame.height, frame.width))
+        return rgb
 
     # Acting: each call returns when the server has done it, and raises ViewOnly where that is not
     # wanted here or there, and what ended the connection. A call that is cancelled may have been
