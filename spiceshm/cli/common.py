@@ -29,13 +29,14 @@ class NotShared(SpiceShmError):
     """Memory is not shared where the user demands it."""
 
 
-_STATUSES = {
-    UsageError: USAGE,
-    NotShared: NOT_SHARED,
-    Timeout: TIMEOUT,
-    Disconnected: DISCONNECTED,
-    SpiceShmError: FAILED,
-}
+_STATUSES = (
+    (NotShared, NOT_SHARED),
+    (Timeout, TIMEOUT),
+    (Disconnected, DISCONNECTED),
+    (SpiceShmError, FAILED),
+    (UsageError, USAGE),
+)
+"""The first that fits an error is its exit status."""
 
 
 def read_password(path: str | None) -> str | None:
@@ -79,7 +80,7 @@ def run(name: str, arguments: argparse.Namespace, main: Callable[[], Awaitable[i
 
 
 def _status(error: UsageError | SpiceShmError) -> int:
-    return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+    return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
 def _level(arguments: argparse.Namespace) -> int:
