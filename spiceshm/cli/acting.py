@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from ..client import Frame, RemoteDisplay
+    from ..client import RemoteDisplay
 
 STABLE_TIMEOUT_S = 30.0
 
@@ -161,6 +161,8 @@ class _Run:
     def _timed(self, action: Action) -> Iterator[dict[str, Any]]:
         step = action.step
         told: dict[str, Any] = {"action": step.option, "value": step.value}
+        if step.option in LOOKS:
+            told["region"] = _spelled(action.region)
         self._told.append(told)
         start = time.monotonic()
         done = False
@@ -198,7 +200,7 @@ async def _wait_change(display: RemoteDisplay, action: Action) -> dict[str, Any]
         raise Timeout(
             f"nothing changed{_inside(action.region)} within {most:g} s{_silence(display)}"
         ) from None
-    return _seen(frame, action.region)
+    return {"serial": frame.serial}
 
 
 async def _wait_stable(display: RemoteDisplay, action: Action) -> dict[str, Any]:
@@ -211,7 +213,7 @@ async def _wait_stable(display: RemoteDisplay, action: Action) -> dict[str, Any]
             f"changes{_inside(action.region)} did not stop for {quiet:g} s "
             f"within {action.timeout:g} s{_silence(display)}"
         ) from None
-    return _seen(frame, action.region)
+    return {"serial": frame.serial}
 
 
 async def _screenshot(display: RemoteDisplay, action: Action) -> dict[str, Any]:
@@ -224,11 +226,7 @@ async def _screenshot(display: RemoteDisplay, action: Action) -> dict[str, Any]:
         if path == "-":
             raise
         raise CannotDo(reason(error)) from None
-    return {"region": _spelled(action.region), "width": pixels.shape[1], "height": pixels.shape[0]}
-
-
-def _seen(frame: Frame, region: Region | None) -> dict[str, Any]:
-    return {"region": _spelled(region), "serial": frame.serial}
+    return {"width": pixels.shape[1], "height": pixels.shape[0]}
 
 
 def _spelled(region: Region | None) -> str:
