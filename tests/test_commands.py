@@ -467,7 +467,7 @@ async def test_a_signal_ends_it_and_nothing_stays_down(desk: Desk, number: signa
     begun = trio.Event()
 
     def stop(event: Event) -> None:
-        if not begun.is_set():
+        if event == Key(0x30, True) and not begun.is_set():
             begun.set()
             desk.after = trio.Event()
 
@@ -484,7 +484,7 @@ async def test_a_signal_ends_it_and_nothing_stays_down(desk: Desk, number: signa
                 await trio.sleep(0.005)
     assert told["error"] == "interrupted"
     assert [(action["action"], action["ok"]) for action in told["actions"]] == [("type", False)]
-    assert 0 < sum(event == Key(0x30, True) for event in desk.events) < 10000
+    assert sum(event == Key(0x30, True) for event in desk.events) < 10000
 
 
 # A program with a window
