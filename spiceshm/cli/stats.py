@@ -67,6 +67,7 @@ class Watch:
     def result(self) -> dict[str, Any]:
         """The figures: frames a second, microseconds from publishing to seeing, and the bytes of
         the whole connection, its hand-shake and first picture included."""
+        seconds = self.seconds  # before the figures, which take a while to make
         looked = {
             "frames": self.frames,
             "fps": round(self.fps, 2),
@@ -74,7 +75,7 @@ class Watch:
             "torn": self.torn,
             "rects": self.rects,
         }
-        return figures(self._display, self.seconds, looked)
+        return figures(self._display, seconds, looked)
 
 
 def figures(display: RemoteDisplay, seconds: float, looked: dict[str, Any]) -> dict[str, Any]:
