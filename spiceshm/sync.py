@@ -236,7 +236,7 @@ def connect(
     *,
     password: str = "",
     shm: Sharing = "auto",
-    credits: int = 2,
+    credits: int = 3,
     view_only: bool = False,
     keyboard: str = "us",
 ) -> RemoteDisplay:
