@@ -150,9 +150,8 @@ async def test_latest_in_a_loop_is_the_frame_of_the_loop(address: str) -> None:
 async def test_latest_of_a_server_that_went(address: str) -> None:
     async with both_ends(address) as (display, _, remote):
         await remote.latest()
-        for channels in list(display._sessions.values()):
-            for scope in list(getattr(channels, "scopes", channels)):
-                scope.cancel()
+        for session in list(display._sessions.values()):
+            session.end()
         await soon(lambda: not display.viewers)
         await goes(remote.latest, remote)
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MAX_CURSOR_SIDE = 256
 """Most pixels that a pointer's picture may have in either direction."""
 
+FRESH_S = 0.2
+"""How long who begins to look waits for a source that begins to follow the pointer."""
+
 WINDOW = 1
 """Each message is acknowledged by itself, so that three at most are on their way."""
 
@@ -63,12 +66,17 @@ class Pointer:
         """Whether the program has ever said that there is one."""
         self.wanted = trio.Event()
         """Set while some channel is open."""
+        self.fresh = trio.Event()
+        """Set while what is known is what is there."""
+        self.fresh.set()
+        self._asleep = 0
         self._channels: list[CursorChannel] = []
         self._uniques = itertools.count(1)
 
     def show(self, shape: CursorShape | None) -> None:
         """Another picture, None: none. Raises ValueError for one that cannot be told."""
         self.known = True
+        self.fresh.set()
         cursor = _HIDDEN if shape is None else _cursor(shape, next(self._uniques))
         self._change(self.seen._replace(cursor=cursor))
 
@@ -81,7 +89,18 @@ class Pointer:
         for channel in self._channels:
             channel.news.set()
 
+    async def wait_wanted(self) -> None:
+        """Until some channel is open; the picture is then not known before it is shown again."""
+        self.known = True
+        self._asleep += 1
+        try:
+            await self.wanted.wait()
+        finally:
+            self._asleep -= 1
+
     def join(self, channel: CursorChannel) -> None:
+        if not self._channels and self._asleep:
+            self.fresh = trio.Event()
         self._channels.append(channel)
         self.wanted.set()
 
@@ -126,19 +145,18 @@ class CursorChannel:
         self._stream = stream
         self._machine = machine
         self._pointer = pointer
-        self._told = pointer.seen
+        self._told = _Seen()
 
     async def run(self, first: bytes) -> None:
         """Serve the channel to its end; ``first`` is what came behind the link phase.
 
         Raises RemoteProtocolError for a breach, Disconnected.
         """
-        now = self._told
-        self._machine.send(SetAck(1, WINDOW))
-        self._machine.send(CursorInit(now.x, now.y, 0, 0, now.visible, now.cursor))
-        self._stream.send_parts(self._machine.data_to_send())
         self._pointer.join(self)
         try:
+            with trio.move_on_after(FRESH_S):
+                await self._pointer.fresh.wait()
+            self._begin()
             async with open_nursery() as nursery:
                 nursery.start_soon(self._stream.flush_when_writable)
                 nursery.start_soon(self._tell)
@@ -149,6 +167,12 @@ class CursorChannel:
                     data, _ = await self._stream.receive(READ_SIZE)
         finally:
             self._pointer.leave(self)
+
+    def _begin(self) -> None:
+        self._told = now = self._pointer.seen
+        self._machine.send(SetAck(1, WINDOW))
+        self._machine.send(CursorInit(now.x, now.y, 0, 0, now.visible, now.cursor))
+        self._stream.send_parts(self._machine.data_to_send())
 
     async def _tell(self) -> None:
         while True:

@@ -150,8 +150,7 @@ class Display:
 
     async def cursor_wanted(self) -> None:
         """Wait until some client looks at the pointer, which is then told with `set_cursor`."""
-        self._pointer.known = True
-        await self._pointer.wanted.wait()
+        await self._pointer.wait_wanted()
 
     # Connections
 
