@@ -12,6 +12,7 @@ In reading order:
     desktops                a desktop of one's own: where server, client and sources meet
     background, sync        connect and desktop in ordinary Python, without await
     cli                     the two programs
+    testing                 for pytest: desktops for tests of programs with windows
 """
 
 from importlib import import_module

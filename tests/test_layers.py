@@ -35,7 +35,9 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("server",): ("spiceshm.client", "spiceshm.sources", "spiceshm.cli"),
     ("client",): ("spiceshm.server", "spiceshm.sources", "spiceshm.cli"),
     ("sources", "server", "client"): ("spiceshm.desktops",),
+    ("sources", "server", "client", "desktops", "cli"): ("spiceshm.testing",),
     ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery"),
+    ("testing",): (PACKAGE, "!sync", "!errors"),
     ("wire", "protocol", "memory"): ("trio", "socket", "time", "asyncio", "select", "threading"),
 }
 """Modules at the top of the package, and what none of them imports; ``!`` makes an exception."""
