@@ -163,8 +163,8 @@ class RemoteDisplay:
         return self._host.call(lambda: self._remote.wait_stable(quiet, region, timeout=timeout))
 
     @_as(client.RemoteDisplay.screenshot)
-    def screenshot(self, region: Rect | None = None) -> NDArray[np.uint8]:
-        return self._host.call(lambda: self._remote.screenshot(region))
+    def screenshot(self, region: Rect | None = None, *, cursor: bool = False) -> NDArray[np.uint8]:
+        return self._host.call(lambda: self._remote.screenshot(region, cursor=cursor))
 
     # Acting
 
