@@ -35,6 +35,12 @@ SHM = ("auto", "off")
 
 
 @pytest.fixture
+def four_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A surface begins with four."""
+    monkeypatch.setattr("spiceshm.server.surface.FIRST_BUFFERS", 4)
+
+
+@pytest.fixture
 def address(tmp_path: Path) -> str:
     return f"unix:{tmp_path}/display.sock"
 
@@ -310,6 +316,7 @@ async def soon_wanted(surface: spiceshm.Surface, change: Callable[[], object]) -
     assert not nursery.cancel_scope.cancelled_caught
 
 
+@pytest.mark.usefixtures("four_buffers")
 async def test_nothing_is_wanted_while_there_are_too_few_buffers() -> None:
     """Growth was refused: four buffers, and readers that together might hold ten."""
     async with trio.open_nursery() as nursery:
@@ -331,6 +338,7 @@ async def test_nothing_is_wanted_while_there_are_too_few_buffers() -> None:
             alone.hold_a_new_frame(first, second)
 
 
+@pytest.mark.usefixtures("four_buffers")
 async def test_nothing_is_wanted_in_memory_that_nobody_has_accepted() -> None:
     async with trio.open_nursery() as nursery:
         with Alone(nursery) as alone:
@@ -348,6 +356,7 @@ async def test_nothing_is_wanted_in_memory_that_nobody_has_accepted() -> None:
             await soon_wanted(alone.surface, lambda: alone.surface.release(reader, serials[0]))
 
 
+@pytest.mark.usefixtures("four_buffers")
 async def test_growth_makes_frames_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a buffer that it sees, but the writer would keep too few, until there are more."""
     go_on = threading.Event()
@@ -367,6 +376,7 @@ async def test_growth_makes_frames_wanted(monkeypatch: pytest.MonkeyPatch) -> No
             alone.hold_a_new_frame(reader)
 
 
+@pytest.mark.usefixtures("four_buffers")
 async def test_a_producer_that_waits_until_it_is_wanted(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
