@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from .client import RemoteDisplay, connect
 from .nursery import open_nursery
 from .server import serve
-from .sources.x11 import XDesktop
-from .sources.xvfb import Xvfb, start_xvfb
+from .sources.xvfb import Xvfb, open_own_desktop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,14 +83,14 @@ async def desktop(
     ``fps`` frames a second are shown (0: no limit). ``address`` is where further clients can
     connect, as in `serve`; without it that is a socket that only this user can reach. At the end of
     the block all programs on it are ended (SIGTERM, after 2 s SIGKILL), and no file stays; also
-    when this process is killed.
+    when this process is killed. There is no window manager: windows open in the corner on the left
+    and top, where the pointer is at first, and keys go to the window under the pointer.
 
     Raises SourceError if Xvfb is missing or ends, or if the command cannot be started; and what
     `serve` raises.
     """
     async with (
-        start_xvfb(width, height) as xvfb,
-        XDesktop.open(xvfb.name, xvfb.cookie) as source,
+        open_own_desktop(width, height) as (xvfb, source),
         serve(address or f"unix:{xvfb.folder}/display.sock", inputs=source.play) as server,
         open_nursery() as nursery,
     ):

@@ -76,14 +76,10 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
         async with XDesktop.open(arguments.display) as desktop:
             yield Source(str(desktop), partial(desktop.show, fps=fps), desktop.play)
     elif arguments.source == "xvfb":
-        from ..sources.x11 import XDesktop
-        from ..sources.xvfb import start_xvfb
+        from ..sources.xvfb import open_own_desktop
 
         width, height = arguments.surface or DESKTOP_SURFACE
-        async with (
-            start_xvfb(width, height) as xvfb,
-            XDesktop.open(xvfb.name, xvfb.cookie) as desktop,
-        ):
+        async with open_own_desktop(width, height) as (xvfb, desktop):
             yield Source(f"Xvfb, {desktop}", partial(desktop.show, fps=fps), desktop.play, xvfb)
     else:
         from ..sources.pattern import show_pattern

@@ -128,7 +128,7 @@ class Session:
         For where the last frame went back to the server while a newer one was waited for.
         """
         channel = DisplayChannel(self._display.address, self._display.wish, 1)
-        stream, link = await self.open(ChannelType.DISPLAY)
+        stream, link = await self.open_further(ChannelType.DISPLAY)
         channel.open(stream, link)
         async with open_nursery() as nursery:
             try:

@@ -19,8 +19,10 @@ from typing import IO, TYPE_CHECKING
 import trio
 
 from ..errors import SourceError
+from ..events import PointerTo
 from ..nursery import open_nursery
 from .processes import Group, NotStarted, open_group
+from .x11 import XDesktop
 from .xcb import XError
 
 if TYPE_CHECKING:
@@ -92,6 +94,22 @@ async def start_xvfb(width: int, height: int) -> AsyncIterator[Xvfb]:
                 yield Xvfb(f":{number}", folder, cookie, programs)
 
 
+@contextlib.asynccontextmanager
+async def open_own_desktop(width: int, height: int) -> AsyncIterator[tuple[Xvfb, XDesktop]]:
+    """`start_xvfb`, and its desktop as a source.
+
+    The pointer begins in the corner on the left and top: without a window manager windows open
+    there, and keys go to what is under the pointer. Raises as `start_xvfb`.
+    """
+    async with (
+        start_xvfb(width, height) as xvfb,
+        XDesktop.open(xvfb.name, xvfb.cookie) as source,
+    ):
+        if source.play is not None:
+            await source.play([PointerTo(0, 0)])
+        yield xvfb, source
+
+
 def _remove_if_stale(path: str) -> None:
     """Remove the socket of an X server that was killed, so that it could not do that itself."""
     with socket.socket(socket.AF_UNIX) as end, contextlib.suppress(OSError):
@@ -119,6 +137,8 @@ async def _start(
     async with trio.lowlevel.FdStream(reader) as numbers:
         command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen]
         command += ["-auth", str(folder / "Xauthority"), "-nolisten", "tcp", "-noreset"]
+        # It would keep pointers from us whose program has ended, and is of no use in one's own.
+        command += ["-extension", "SECURITY"]
         try:
             server = await group.start(*command, pass_fds=[writer], output=output)
         except NotStarted as error:
