@@ -48,7 +48,7 @@ log = logging.getLogger("spiceshm.client")
 
 MOST_DRAWN = 256
 STALE_S = 0.01
-ANSWER_S = 0.05
+ANSWER_S = 0.1
 KEEP_S = 0.02
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
@@ -421,9 +421,11 @@ class DisplayChannel:
         freed = self._freed
         if freed is None:
             return
-        with trio.move_on_at(freed + ANSWER_S), contextlib.suppress(SpiceShmError):
-            while self._freed == freed:
-                await self.reading.wait()
+        with contextlib.suppress(SpiceShmError):
+            with trio.move_on_at(freed + ANSWER_S):
+                while self._freed == freed:
+                    await self.reading.wait()
+            self.reading.read_now()  # what came while this task was kept from running
 
     async def _wait_held(self, since: float | None) -> float:
         """Wait, but not for ever, where the program's own views are what prevents a frame.
