@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 READY_S = 20.0
 """Seconds that Xvfb may take to be ready."""
 
-_LAST_WORDS_S = 5.0  # its connections break a moment before it has ended
+_LAST_WORDS_S = 2.0  # its connections break a moment before it has ended
 _COOKIE = b"MIT-MAGIC-COOKIE-1"
 _ANY_HOST = 0xFFFF  # FamilyWild of Xauthority files
 _WAYLAND = ("WAYLAND_DISPLAY", "WAYLAND_SOCKET")
