@@ -1,0 +1,144 @@
+"""The examples, each as a user runs it; what counts is what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import trio
+from PIL import Image
+
+import spiceshm
+
+from .programs import DEADLINE, Program, environment, short_directory, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder for sockets and files."""
+    with short_directory() as path:
+        yield path
+
+
+def words(name: str, *arguments: object) -> list[str]:
+    """How to run an example."""
+    return [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of an example: it is to use this spiceshm, installed or not."""
+    return environment(PYTHONPATH=str(ROOT))
+
+
+def run(name: str, *arguments: object) -> str:
+    """Run an example to its end, which has to be a good one; what it printed."""
+    done = subprocess.run(
+        words(name, *arguments),
+        env=surroundings(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    )
+    return done.stdout
+
+
+def test_every_example_has_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == set(
+        re.findall(r'"(\w+\.py)"', text)
+    )
+
+
+@pytest.mark.peer("Xvfb", "xmessage")
+def test_a_dialog_is_answered() -> None:
+    """xmessage ends with the number of the button that was pressed."""
+    assert run("dialog.py").endswith("the dialog ended with 20\n")
+
+
+@pytest.mark.peer("Xvfb", "xmessage")
+def test_an_agent_answers_all_questions_and_sees_only_what_changes() -> None:
+    """The program ends with 0 only if each of its questions got the right answer."""
+    said = run("agent.py")
+    assert said.endswith("the program ended with 0\n")
+    *_, looked = map(int, re.findall(r"(\d+) pixels looked at", said))
+    assert 800 * 600 < looked < 1.2 * 800 * 600
+
+
+@pytest.mark.peer("Xvfb", "xterm")
+async def test_a_recording_laid_over_each_other_is_the_display(place: Path) -> None:
+    program = ["xterm", "-geometry", "80x24+0+0", "-e", "sh"]
+    async with spiceshm.desktop(*program, width=640, height=480) as desktop:
+        await desktop.display.wait_change()
+        await trio.to_thread.run_sync(run, "record.py", place / "new", desktop.address)
+        truth = await desktop.display.screenshot()
+    shown = np.zeros_like(truth)
+    lines = [json.loads(line) for line in (place / "new/index.jsonl").read_text().splitlines()]
+    for line in lines:
+        top, left, bottom, right = line["region"]
+        with Image.open(place / "new" / line["file"]) as picture:
+            shown[top:bottom, left:right] = picture
+    assert np.array_equal(shown, truth)
+    first, *later = lines
+    assert (first["after"], first["region"]) == (["latest"], [0, 0, 480, 640])
+    assert [line["after"] for line in later if line["after"] == ["type", "echo the end"]]
+    assert all(line["region"] != first["region"] for line in later)
+
+
+@pytest.mark.peer("Xvfb", "xterm")
+@pytest.mark.parametrize(
+    ("saves", "outcome"), [('"$name"', "2 passed"), ('"nobody"', "1 failed, 1 passed")]
+)
+def test_the_tests_of_a_program(place: Path, saves: str, outcome: str) -> None:
+    """They pass, and one fails where the program is wrong."""
+    shutil.copy(EXAMPLES / "test_gui.py", place)
+    text = (place / "test_gui.py").read_text()
+    (place / "test_gui.py").write_text(text.replace('echo "$name"', f"echo {saves}"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--basetemp=temp", "test_gui.py"],
+        cwd=place,
+        env=surroundings(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert f"= {outcome} in" in done.stdout
+
+
+async def test_an_emulator_is_played_with(place: Path) -> None:
+    square = (255, 200, 0)
+    socket = place / "s"
+    with Program(words("emulator.py", f"unix:{socket}"), surroundings()) as emulator:
+        until(socket.exists)
+        async with spiceshm.connect(f"unix:{socket}") as display:
+
+            async def shown_at(x: int, y: int) -> None:
+                frame = await display.wait_change(timeout=DEADLINE)
+                picture = np.zeros((480, 640, 3), np.uint8)
+                picture[y : y + 40, x : x + 40] = square
+                assert np.array_equal(frame.rgb(), picture)
+
+            await display.key("Right")
+            await shown_at(340, 220)
+            await display.key("Up")
+            await shown_at(340, 180)
+            await display.click(620, 70)  # it stays within the display
+            await shown_at(600, 70)
+            with contextlib.suppress(spiceshm.Disconnected):  # it may end before it can say so
+                await display.type("q")
+        assert emulator.wait() == 0
+    assert emulator.errors == ""
