@@ -14,7 +14,7 @@ from pathlib import Path
 import spiceshm.sync
 
 ACTIONS = [
-    ("click", 100, 100),  # without a window manager the keyboard is that of the window under it
+    ("click", 100, 100),  # without a window manager keys go to the window under the pointer
     ("type", "date; ls /\n"),
     ("key", "ctrl+l"),
     ("type", "echo the end"),

@@ -26,7 +26,6 @@ def desktop(spiceshm_desktop, saved):
     desktop = spiceshm_desktop(*words, width=400, height=300)
     desktop.display.wait_change()  # the window comes
     desktop.display.wait_stable()
-    desktop.display.click(100, 100)  # there is no window manager: the keyboard is where you point
     return desktop
 
 

@@ -1,8 +1,14 @@
 """spiceshm: a SPICE display server and client whose pixels lie in shared memory.
 
+`serve` and a surface show what a program draws, and give it what clients type and click. `connect`
+looks at a display and acts on it, `desktop` makes one of its own for that; `spiceshm.sync` has
+these two in ordinary Python.
+
 In reading order:
 
     errors, region, fds     the ground: what can go wrong, rectangles, descriptors
+    events, scancodes       keys and pointer as a server's program gets them, keys by number
+    nursery                 trio's, with one error told as itself
     wire                    every message, declared with construct
     protocol                the conversation without I/O: both ends, as tables and machines
     memory                  sealed segments, the leased pool of buffers

@@ -17,11 +17,13 @@ examples:
   spiceshm-server                              a test pattern of 1920x1080 at the default socket
   spiceshm-server --source x11 --display :5    the X desktop :5
   spiceshm-server --source xvfb -- xterm       a desktop of its own, with xterm, until xterm ends
-  spiceshm-server --listen unix:/run/user/1000/demo.sock --listen tcp:127.0.0.1:5930
+  spiceshm-server --source xvfb --surface 1280x800 -- xterm -e top
+  spiceshm-server --listen unix:/run/user/1000/demo.sock --listen-view-only tcp:127.0.0.1:5930
   spiceshm-server --surface 1280x720 --fps 30 --damage full
 
 addresses: unix:/path, unix:@name (abstract: no file protects it, only the check that the client is
-of your own user), tcp:host:port (port 0: any free one). TCP beyond loopback needs a password.
+of your own user), tcp:host:port (port 0: any free one). Whoever can connect can type: TCP beyond
+loopback needs a password, and on loopback, without one, every user of this machine can connect.
 
 exit status: 0 ended by a signal, 1 could not run, 2 wrong options; behind a command that ended, its
 own: 128+N if signal N killed it, 127 if there is no such program, 126 if it cannot be run."""
