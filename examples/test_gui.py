@@ -1,6 +1,6 @@
-"""Tests of a program with a window. Copy it, and run it with pytest:
+"""Tests of a program with a window.
 
-    pytest test_gui.py
+    pytest examples/test_gui.py
 
 Needs Xvfb and xterm (Debian: xvfb, xterm). When a test fails, a picture of its desktop is saved and
 the report says where.
