@@ -239,6 +239,7 @@ def connect(
     credits: int = 3,
     view_only: bool = False,
     keyboard: str = "us",
+    wait_server: float = 0.0,
 ) -> RemoteDisplay:
     host = Host(the_loop(), address or "the default server")
     remote = host.open(
@@ -249,6 +250,7 @@ def connect(
             credits=credits,
             view_only=view_only,
             keyboard=keyboard,
+            wait_server=wait_server,
         )
     )
     host.name = str(remote.address)

@@ -512,3 +512,12 @@ def test_a_program_with_a_window_from_a_shell(place: Path) -> None:
     before, after = decoded(place / "before.png"), decoded(place / "after.png")
     assert before.shape == after.shape == (300, 400, 3)
     assert not np.array_equal(before, after)
+
+
+def test_a_server_may_come_later(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/later.sock"
+    client = command("client", "--wait-server", "20", "--json", address)
+    with Program(client) as waiting:
+        with Program(command("server", "--surface", "64x48", "--listen", address)):
+            assert waiting.wait() == 0
+        assert json.loads(waiting.line())["width"] == 64

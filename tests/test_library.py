@@ -822,6 +822,29 @@ async def test_statistics_tell_who_holds_what(address: str) -> None:
         assert display.viewers[0].stats.lag_frames == 0
 
 
+async def test_a_server_may_come_later(address: str) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            await trio.sleep(0.1)
+            async with spiceshm.serve(address) as display:
+                display.create_surface(8, 8).draw(picture(1, 8, 8))
+                await trio.sleep_forever()
+
+        nursery.start_soon(serve)
+        with pytest.raises(spiceshm.ConnectError, match="no server is listening"):
+            async with spiceshm.connect(address):
+                raise AssertionError("nobody is there yet")
+        async with spiceshm.connect(address, wait_server=10) as remote:
+            assert (remote.width, remote.height) == (8, 8)
+        nursery.cancel_scope.cancel()
+    began = trio.current_time()
+    with pytest.raises(spiceshm.ConnectError):
+        async with spiceshm.connect(address, wait_server=0.2):
+            raise AssertionError("nobody is there any more")
+    assert trio.current_time() - began >= 0.2
+
+
 async def test_a_surface_that_was_replaced_is_not_drawn_on(address: str) -> None:
     async with both_ends(address) as (display, surface, _):
         display.create_surface(64, 48)

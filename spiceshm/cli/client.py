@@ -68,6 +68,12 @@ def _options() -> argparse.ArgumentParser:
     sharing.add_argument(
         "--require-shm", action="store_true", help="end with status 3 if memory is not shared"
     )
+    options.add_argument(
+        "--wait-server",
+        type=seconds,
+        metavar="S",
+        help="a server that is not there yet may come within S seconds",
+    )
     options.add_argument("--password-file", metavar="FILE", help="its first line is the password")
     return options
 

@@ -28,6 +28,7 @@ async def connected(arguments: argparse.Namespace) -> AsyncIterator[RemoteDispla
             shm=shm,
             view_only=arguments.view_only,
             keyboard=arguments.keyboard,
+            wait_server=arguments.wait_server or 0.0,
         ) as display:
             yield display
     except MemoryRefused as error:

@@ -33,6 +33,9 @@ from .remote import RemoteDisplay
 
 log = logging.getLogger("spiceshm.client")
 
+AGAIN_S = 0.02
+"""How often one looks for a server that is not there yet: nothing tells when it comes."""
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -48,6 +51,7 @@ async def connect(
     credits: int = 3,
     view_only: bool = False,
     keyboard: str = "us",
+    wait_server: float = 0.0,
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server, look at its display, and act on it.
 
@@ -58,7 +62,8 @@ async def connect(
     loop gives you, and those of which some variable still names a view. ``view_only`` refuses to
     act: no key or pointer can reach the server. ``keyboard`` is the keyboard layout *over there*,
     in which text is typed: "us", or what ``setxkbmap`` takes, a variant in brackets: "de",
-    "fr(oss)". The first complete picture is there when the block begins.
+    "fr(oss)". A server that is not there yet may come within ``wait_server`` seconds. The first
+    complete picture is there when the block begins.
 
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
     RemoteProtocolError, Disconnected, and CannotType for a layout that is not to be had.
@@ -77,8 +82,8 @@ async def connect(
                 session = Session(channel, password, nursery, stack)
                 cursor = CursorChannel(session)
                 inputs = Inputs(session, keys, cursor.moved, view_only=view_only)
-                with _deadline(place):
-                    await session.begin()
+                with _deadline(place, wait_server):
+                    await session.begin(wait_server)
                 if shm == "require" and not channel.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
                 yield RemoteDisplay(channel, session, inputs, cursor)
@@ -104,10 +109,13 @@ class Session:
         self._main: _MainChannel | None = None
         self._session_id = 0
 
-    async def begin(self) -> None:
-        """Open main and display channel and wait for the first picture."""
+    async def begin(self, patience: float) -> None:
+        """Open main and display channel and wait for the first picture.
+
+        A server that is not there yet may come within ``patience`` seconds.
+        """
         display = self._display
-        main_stream, main_link = await self.open(ChannelType.MAIN)
+        main_stream, main_link = await self._reach(patience)
         with self.named():
             self._main = main_channel = _MainChannel(main_stream, main_link, self.hear)
             self._session_id = await main_channel.begin()
@@ -121,6 +129,19 @@ class Session:
         await display.first_frame()
         how = "shared memory" if display.shared else f"ordinary SPICE: {display.reason}"
         log.info("%s: %dx%d, %s", display.address, display.width, display.height, how)
+
+    async def _reach(self, patience: float) -> tuple[Stream, ClientLink]:
+        """Open main; raises as `open` when ``patience`` is over and nobody is there."""
+        deadline = trio.current_time() + patience
+        while True:
+            try:
+                return await self.open(ChannelType.MAIN)
+            except LinkRefused:
+                raise
+            except ConnectError:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(AGAIN_S)
 
     async def look_again(self) -> Frame:
         """The present picture, by a display channel that is opened for it alone.
@@ -269,9 +290,9 @@ async def _link(stream: Stream, link: ClientLink) -> None:
 
 
 @contextlib.contextmanager
-def _deadline(place: Address) -> Iterator[None]:
+def _deadline(place: Address, patience: float) -> Iterator[None]:
     try:
-        with trio.fail_after(HANDSHAKE_S):
+        with trio.fail_after(HANDSHAKE_S + patience):
             yield
     except trio.TooSlowError:
         raise ConnectError(
