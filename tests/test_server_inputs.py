@@ -712,6 +712,30 @@ async def test_who_wants_a_cursor(address: str, program: Recorder) -> None:
             await eventually(lambda: not display.cursor_watched)
 
 
+async def test_the_first_who_looks_waits_for_a_fresh_look(
+    address: str, program: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the program has not noticed yet that the last one went."""
+    monkeypatch.setattr("spiceshm.server.cursor.FRESH_S", DEADLINE)
+    arrow = shape()
+    async with shown(address, program) as display, byhand.session(address) as client:
+        display.set_cursor(arrow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(display.cursor_wanted)
+            await trio.testing.wait_all_tasks_blocked()
+            for x in (7, 8):
+                peer = await client.open(CURSOR)
+                with trio.move_on_after(0.05):
+                    pytest.fail(f"too soon: {await peer.next()}")
+                display.move_cursor(x, 9)
+                display.set_cursor(arrow)
+                assert type(await peer.next()) is base.SetAck
+                assert await peer.next() == cursor.CursorInit(x, 9, 0, 0, 1, told(arrow, x - 5))
+                peer.close()
+                with trio.fail_after(DEADLINE):
+                    await display.cursor_unwanted()
+
+
 async def test_a_client_that_does_not_read_is_told_the_newest(
     address: str, program: Recorder
 ) -> None:

@@ -66,10 +66,13 @@ class Pointer:
         """Whether the program has ever said that there is one."""
         self.wanted = trio.Event()
         """Set while some channel is open."""
+        self.unwanted = trio.Event()
+        """Set while none is."""
+        self.unwanted.set()
         self.fresh = trio.Event()
         """Set while what is known is what is there."""
         self.fresh.set()
-        self._asleep = 0
+        self._followed = False
         self._channels: list[CursorChannel] = []
         self._uniques = itertools.count(1)
 
@@ -90,17 +93,23 @@ class Pointer:
             channel.news.set()
 
     async def wait_wanted(self) -> None:
-        """Until some channel is open; the picture is then not known before it is shown again."""
-        self.known = True
-        self._asleep += 1
+        """Until some channel is open; the picture is then not known before it is shown again.
+
+        That holds for whenever the first of some channels opens from now on, unless this is
+        cancelled: whoever follows the pointer may not have noticed yet that nobody looked at it.
+        """
+        self.known = self._followed = True
         try:
             await self.wanted.wait()
-        finally:
-            self._asleep -= 1
+        except trio.Cancelled:
+            self._followed = False
+            raise
 
     def join(self, channel: CursorChannel) -> None:
-        if not self._channels and self._asleep:
-            self.fresh = trio.Event()
+        if not self._channels:
+            self.unwanted = trio.Event()
+            if self._followed:
+                self.fresh = trio.Event()
         self._channels.append(channel)
         self.wanted.set()
 
@@ -108,6 +117,7 @@ class Pointer:
         self._channels.remove(channel)
         if not self._channels:
             self.wanted = trio.Event()
+            self.unwanted.set()
 
 
 def _cursor(shape: CursorShape, unique: int) -> Cursor:

@@ -152,6 +152,10 @@ class Display:
         """Wait until some client looks at the pointer, which is then told with `set_cursor`."""
         await self._pointer.wait_wanted()
 
+    async def cursor_unwanted(self) -> None:
+        """Wait until no client looks at the pointer any more."""
+        await self._pointer.unwanted.wait()
+
     # Connections
 
     async def handle(self, stream: Stream, *, view_only: bool = False) -> None:

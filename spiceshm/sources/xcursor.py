@@ -23,6 +23,7 @@ import numpy as np
 import trio
 
 from ..events import CursorShape
+from ..nursery import open_nursery
 from ..server.cursor import MAX_CURSOR_SIDE
 from .xcb import REPLY_HEAD, Lacking, Refused, XConnection
 
@@ -91,12 +92,18 @@ class XCursor(XConnection):
             await display.cursor_wanted()
             self._select(True)
             self._reshaped = self._moved = True
-            while display.cursor_watched:
-                await self._happened()
-                due = trio.current_time() + pause
-                await self._show(display)
-                await trio.sleep_until(due)
+            async with open_nursery() as nursery:
+                nursery.start_soon(self._tell, display, pause)
+                await display.cursor_unwanted()
+                nursery.cancel_scope.cancel()
             self._select(False)
+
+    async def _tell(self, display: Display, pause: float) -> None:
+        while True:
+            await self._happened()
+            due = trio.current_time() + pause
+            await self._show(display)
+            await trio.sleep_until(due)
 
     def _select(self, on: bool) -> None:
         mask = self._xcb.xinput.EventMask.synthetic
