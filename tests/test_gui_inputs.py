@@ -124,6 +124,15 @@ async def test_thousands_of_characters_arrive_as_typed(report: Report) -> None:
         await arrives(desktop.display, report, PRINTABLE)
 
 
+async def test_caps_lock_was_pressed_by_somebody_else(report: Report) -> None:
+    """Just before each text, so that nobody here has heard of it yet."""
+    async with opened(*reader(report)) as desktop:
+        await terminal_is(desktop.display, GREEN)
+        for number in range(40):
+            run(desktop.environment, "xdotool", "key", "Caps_Lock")
+            await arrives(desktop.display, report, f"aB{number}")
+
+
 async def test_a_german_keyboard(report: Report) -> None:
     async with opened(*reader(report)) as desktop:
         await terminal_is(desktop.display, GREEN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -446,6 +447,45 @@ async def test_locks_are_told_to_everybody_once(address: str, program: Recorder)
 
 
 # Who may press keys
+
+
+async def test_locks_are_told_before_what_was_done_is_acknowledged(
+    address: str, program: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So who waits for the acknowledgement knows of them."""
+    async with shown(address, program) as display, keyboard(address) as keys:
+
+        async def play(events: Sequence[Event]) -> None:
+            display.set_locks(2 * events.count(down(A)))
+
+        monkeypatch.setattr(display._seat, "_play", play)
+        await keys.put(inputs.KeyDown(A), *[STILL] * 4)
+        assert await keys.next() == inputs.KeyModifiers(2)
+        assert type(await keys.next()) is base.Ping
+
+
+async def test_locks_that_are_noticed_at_the_same_time_are_told_first(
+    address: str, program: Recorder
+) -> None:
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        async with shown(address, program) as display, keyboard(address) as keys:
+
+            async def notice() -> None:
+                while True:
+                    await trio.lowlevel.wait_readable(ends[0])
+                    display.set_locks(ends[0].recv(1)[0])
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(notice)
+                for number in range(20):
+                    await trio.testing.wait_all_tasks_blocked()
+                    ends[1].send(bytes([number % 2 + 1]))
+                    await keys.put(*[STILL] * 4)
+                    assert await keys.next() == inputs.KeyModifiers(number % 2 + 1)
+                    assert type(await keys.next()) is base.Ping
+                    assert await keys.next() == inputs.MouseMotionAck()
+                nursery.cancel_scope.cancel()
 
 
 async def test_view_only_listeners(address: str, program: Recorder) -> None:

@@ -97,6 +97,9 @@ class Inputs(LaterChannel):
     async def type(self, text: str) -> None:
         """See `RemoteDisplay.type`."""
         async with self._acting():
+            if self._plays:  # it tells of locks that it knows of before it answers
+                self._machine.send(MouseMotion(0, 0, self._mask))
+                await self._asked()
             self._strokes(text)
             at = 0
             while at < len(text):

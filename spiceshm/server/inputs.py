@@ -178,6 +178,9 @@ class InputsChannel:
             events += self._machine.events(message)
         if events:
             self._stamp = await self._seat.play(self._hands, events)
+        else:  # whoever was woken at the same time, to tell of locks, has his turn first
+            await trio.lowlevel.checkpoint()
+        self._say_locks()
         self._machine.acknowledge(self._stamp)
         self._flush()
         await self._stream.settled()
@@ -188,9 +191,13 @@ class InputsChannel:
             while self._told == self._seat.locks:
                 await self._seat.changed.wait()
             await self._stream.settled()
+            self._say_locks()
+            self._flush()
+
+    def _say_locks(self) -> None:
+        if self._told != self._seat.locks:
             self._told = self._seat.locks
             self._machine.send(KeyModifiers(self._told))
-            self._flush()
 
     def _flush(self) -> None:
         self._stream.send_parts(self._machine.data_to_send())
