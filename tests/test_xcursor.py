@@ -222,6 +222,18 @@ async def test_a_transparent_shape_is_none_and_a_large_one_is_cut() -> None:
     assert (shape.hot_x, shape.hot_y) == (246, 128)
 
 
+@pytest.mark.parametrize(("width", "height"), [(16, 24), (300, 280)])
+async def test_a_hot_spot_just_outside_is_at_the_edge(width: int, height: int) -> None:
+    """X servers take it, and no program may end the server of everybody with it."""
+    with xvfb(640, 480, 24) as display, painter_on(display) as painter:
+        async with following(display) as told:
+            before = told.shapes
+            painter.point(drawn(width, height), width, height)
+            shape = await told.new_shape(before)
+    assert shape is not None
+    assert (shape.hot_x, shape.hot_y) == (min(width, 256) - 1, min(height, 256) - 1)
+
+
 # place
 
 

@@ -161,6 +161,7 @@ def read_shape(reply: Any) -> CursorShape | None:
     argb = np.frombuffer(reply, np.uint32, width * height, REPLY_HEAD).reshape(height, width)
     if not (argb >> 24).any():
         return None
+    hot_x, hot_y = min(hot_x, width - 1), min(hot_y, height - 1)  # X lets it be just outside
     left, top = _part(width, hot_x), _part(height, hot_y)
     argb = argb[top : top + MAX_CURSOR_SIDE, left : left + MAX_CURSOR_SIDE]
     pixels = argb.astype("<u4", order="C").view(np.uint8).reshape(*argb.shape, 4)
