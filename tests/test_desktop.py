@@ -31,6 +31,7 @@ from .programs import (
     look,
     processes_with,
     run,
+    script,
     short_directory,
     until,
 )
@@ -233,6 +234,22 @@ async def test_a_program_may_take_its_time_to_end(place: Path) -> None:
     assert (place / "saved").exists()
     (place / "saved").unlink()
     (place / "ready").unlink()
+
+
+NAMED = """
+import ctypes, time
+ctypes.CDLL(None).prctl(15, b"caf\\xc3")  # PR_SET_NAME, which cuts off what is too long
+print("named", flush=True)
+time.sleep(1000)
+"""
+
+
+async def test_the_name_of_anybodys_program_is_no_hindrance(place: Path) -> None:
+    with script(NAMED) as other:
+        assert await trio.to_thread.run_sync(other.line) == "named"
+        async with start_xvfb(64, 48) as server:
+            await server.run("sh", "-c", "sleep 1000 & sleep 1000")
+    assert children(os.getpid()) == set()
 
 
 async def test_cancelled_at_any_moment_nothing_stays(place: Path) -> None:

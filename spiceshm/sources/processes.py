@@ -107,8 +107,9 @@ class Group:
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-                if int(group) == self._guard.pid and state != "Z":
+                # Bytes: anybody's program may have a name that is no text.
+                state, _, group = path.read_bytes().rpartition(b")")[2].split()[:3]
+                if int(group) == self._guard.pid and state != b"Z":
                     found.append(int(path.parent.name))
         return [pid for pid in found if pid != self._guard.pid]
 
