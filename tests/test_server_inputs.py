@@ -403,6 +403,23 @@ async def test_the_end_of_a_session_lets_go(address: str, program: Recorder) -> 
         assert await keys.ended() == [inputs.InputsInit(0)]
 
 
+async def test_what_may_have_been_played_in_part_comes_up(address: str, program: Recorder) -> None:
+    """Long batches are played in pieces, and a client's end does not wait for the last of them."""
+    async with shown(address, program), byhand.session(address) as client:
+        program.gate = trio.Event()
+        keys = await client.open(INPUTS)
+        batch = [down(SHIFT), down(A), up(A), Button(1, True), Button(1, False), up(SHIFT)]
+        await keys.put(
+            *(inputs.KeyDown(SHIFT), inputs.KeyDown(A), inputs.KeyUp(A | 0x80)),
+            *(inputs.MousePress(1, 1), inputs.MouseRelease(1, 0), inputs.KeyUp(SHIFT | 0x80)),
+        )
+        await program.has(*batch)
+        client.main.close()
+        await eventually(lambda: len(program.batches) == 2)
+        program.gate.set()
+        assert program.batches[1] == [up(A), Button(1, False), up(SHIFT)]
+
+
 async def test_the_end_of_the_server_lets_go(address: str, program: Recorder) -> None:
     async with shown(address, program), keyboard(address) as keys:
         await keys.put(inputs.KeyDown(A))

@@ -81,7 +81,11 @@ class Seat:
             began = time.monotonic_ns()
             batch = [self._bounded(event) for event in events if self._note(hands, event)]
             if batch:
-                await self._play(batch)
+                try:
+                    await self._play(batch)
+                except BaseException:
+                    self._doubt(hands, batch)
+                    raise
                 hands.events += len(batch)
                 hands.last = time.monotonic()
         return began
@@ -100,6 +104,12 @@ class Seat:
             return False
         self._forget(hands, what)
         return what not in self._holders
+
+    def _doubt(self, hands: Hands, batch: Sequence[Event]) -> None:
+        """Only a part may have been played: what was to come up may be down, so it is held."""
+        for event in reversed(batch):
+            if isinstance(event, Key | Button) and not event.down:
+                self._note(hands, dataclasses.replace(event, down=True))
 
     def _forget(self, hands: Hands, what: Key | Button) -> None:
         del hands.held[what]
