@@ -445,6 +445,31 @@ async def test_a_program_that_hangs_does_not_hang_the_end(
     assert len(more) <= 1
 
 
+async def test_what_a_hanging_program_could_not_release_comes_up_when_it_goes_on(
+    address: str,
+    program: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """But not what somebody else holds by then."""
+    monkeypatch.setattr("spiceshm.server.inputs.RELEASE_S", 0.1)
+    async with shown(address, program), keyboard(address) as other:
+        await other.put(inputs.KeyDown(A))
+        await program.has(down(A))
+        async with keyboard(address) as keys:
+            await keys.put(inputs.KeyDown(SHIFT), inputs.KeyDown(A))
+            await program.has(down(A), down(SHIFT), down(A))
+            program.gate = trio.Event()
+            await keys.put(inputs.KeyDown(3))
+            await eventually(lambda: len(program.batches) == 3)
+        await eventually(lambda: warnings(caplog))
+        assert "3 keys and buttons may stay down" in warnings(caplog)[0]
+        program.gate.set()
+        await other.put(inputs.KeyDown(2))
+        await delivered(other)
+        assert program.batches[-1] == [up(3), up(SHIFT), down(2)]
+
+
 # Locks
 
 

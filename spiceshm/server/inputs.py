@@ -64,6 +64,7 @@ class Seat:
         self._size = size
         self._turn = trio.Lock()
         self._holders: Counter[Key | Button] = Counter()
+        self._late: dict[Key | Button, None] = {}  # what did not come up when it should have
 
     def set_locks(self, state: int) -> None:
         if state != self.locks:
@@ -79,14 +80,15 @@ class Seat:
         assert self._play is not None
         async with self._turn:
             began = time.monotonic_ns()
-            batch = [self._bounded(event) for event in events if self._note(hands, event)]
-            if batch:
+            late = self._take_late()
+            own = [self._bounded(event) for event in events if self._note(hands, event)]
+            if batch := [*late, *own]:
                 try:
                     await self._play(batch)
                 except BaseException:
                     self._doubt(hands, batch)
                     raise
-                hands.events += len(batch)
+                hands.events += len(own)
                 hands.last = time.monotonic()
         return began
 
@@ -104,6 +106,10 @@ class Seat:
             return False
         self._forget(hands, what)
         return what not in self._holders
+
+    def _take_late(self) -> list[Event]:
+        late, self._late = self._late, {}
+        return [dataclasses.replace(what, down=False) for what in late if not self._holders[what]]
 
     def _doubt(self, hands: Hands, batch: Sequence[Event]) -> None:
         """Only a part may have been played: what was to come up may be down, so it is held."""
@@ -129,7 +135,8 @@ class Seat:
     async def release(self, hands: Hands, peer: str) -> None:
         """Let go of all that a client holds, the last first; ``peer`` is who it was, in words.
 
-        Is not cancelled, but ends after `RELEASE_S`.
+        Is not cancelled, but ends after `RELEASE_S`; what is down then comes up before the next
+        that anybody does.
         """
         ups: list[Event] = [dataclasses.replace(what, down=False) for what in reversed(hands.held)]
         if not ups:
@@ -139,7 +146,8 @@ class Seat:
                 await self.play(hands, ups)
             if scope.cancelled_caught:
                 log.warning(
-                    "%s: %d keys and buttons may stay down: no release was played within %g s",
+                    "%s: %d keys and buttons may stay down until more is played: no release was "
+                    "played within %g s",
                     peer,
                     len(ups),
                     RELEASE_S,
@@ -147,8 +155,9 @@ class Seat:
         except SourceError as error:
             log.info("%s: what it held was not released: %s", peer, str(error))
         finally:
-            for what in list(hands.held):  # where its turn never came
+            for what in [*reversed(hands.held)]:  # where its turn never came, or was not played
                 self._forget(hands, what)
+                self._late[what] = None
 
 
 class InputsChannel:
