@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from PIL import Image
 
 import spiceshm
 from spiceshm.client.changes import Changes, Moment
+from spiceshm.transport import Stream
 from tests.test_library import HEIGHT, WIDTH, both_ends, picture, rgb
 
 if TYPE_CHECKING:
@@ -138,6 +140,24 @@ async def test_latest_after_a_loop_that_was_given_up(address: str, shm: str) -> 
         assert len(display.viewers) == 1 or await soon(lambda: len(display.viewers) == 1) is None
         surface.draw(picture(1))
         assert np.array_equal(rgb((await remote.wait_change()).pixels), rgb(picture(1)))
+
+
+async def test_what_was_opened_for_one_look_is_gone_after_it(address: str) -> None:
+    """Each has a buffer of its own: a program that looks so every second would grow for ever."""
+    async with both_ends(address) as (_, _, remote):
+        frames = remote.frames()
+        before = streams()
+        for _ in range(10):
+            with trio.move_on_after(0.01):
+                await anext(frames)
+            await remote.latest()
+        assert streams() <= before + 2  # the last one's ends, if it was a moment ago
+
+
+def streams() -> int:
+    """How many there are in this process, closed ones too."""
+    gc.collect()
+    return sum(isinstance(one, Stream) for one in gc.get_objects())
 
 
 async def test_latest_in_a_loop_is_the_frame_of_the_loop(address: str) -> None:

@@ -74,6 +74,7 @@ class LaterChannel:
             stream.close()
             raise
         self._stream = stream
+        self._session.keep(stream)
         self._session.run(self._read)
         self._session.run(stream.flush_when_writable)
 

@@ -116,10 +116,12 @@ class Session:
         """
         display = self._display
         main_stream, main_link = await self._reach(patience)
+        self.keep(main_stream)
         with self.named():
             self._main = main_channel = _MainChannel(main_stream, main_link, self.hear)
             self._session_id = await main_channel.begin()
         stream, link = await self.open(ChannelType.DISPLAY)
+        self.keep(stream)
         with self.named():
             display.open(stream, link)
         self.run(main_channel.read)
@@ -231,7 +233,7 @@ class Session:
         return self._main.mouse_mode == mode
 
     async def open(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
-        """Connect one channel and go through its link phase.
+        """Connect one channel and go through its link phase; the stream is the caller's to close.
 
         Raises RemoteProtocolError, Disconnected, ConnectError.
         """
@@ -254,8 +256,11 @@ class Session:
             except BaseException:
                 stream.close()
                 raise
-        self._stack.callback(stream.close)
         return stream, link
+
+    def keep(self, stream: Stream) -> None:
+        """Close it at the end of the session; its reading may fail before."""
+        self._stack.callback(stream.close)
 
     async def open_further(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
         """`open` one more channel; where the server or the session is no more, the connection is
