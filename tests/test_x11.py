@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ import trio
 from PIL import Image
 
 import spiceshm
+from spiceshm.sources.x11 import XDesktop
 
 from .xvfb import environment, run, xvfb
 
@@ -288,3 +290,27 @@ async def test_the_x_server_dies(tmp_path: Path) -> None:
             assert server.returncode == 1
             assert complaint == f"spiceshm-server: X display {display} closed the connection\n"
     assert not (tmp_path / "s").exists()
+
+
+async def test_an_x_server_that_hangs_at_the_beginning(tmp_path: Path) -> None:
+    """It can be given up, and what it opens all the same when it goes on is closed."""
+    with xvfb(640, 480, 24) as display:
+        display.process.send_signal(signal.SIGSTOP)
+        before = open_sockets()
+        with trio.move_on_after(0.2) as gave_up:
+            async with XDesktop.open(display):
+                pass
+        assert gave_up.cancelled_caught
+        assert open_sockets() == before + 1
+        display.process.send_signal(signal.SIGCONT)
+        with trio.fail_after(DEADLINE_S):
+            while open_sockets() != before:
+                await trio.sleep(0.01)
+
+
+def open_sockets() -> int:
+    count = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += os.readlink(path).startswith("socket:")
+    return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -55,7 +56,7 @@ class XDesktop:
         with contextlib.ExitStack() as stack:
 
             async def connected(kind: type[Connection]) -> Connection:
-                opened: Connection = await trio.to_thread.run_sync(kind.open, display, cookie)
+                opened = await _open_in_thread(kind, display, cookie)
                 stack.enter_context(opened)
                 return opened
 
@@ -159,3 +160,28 @@ class XDesktop:
             raise
         if drawing is not None:
             drawing.publish(damage)
+
+
+async def _open_in_thread(
+    kind: type[Connection], display: str | None, cookie: bytes | None
+) -> Connection:
+    """Can be cancelled also while the X server hangs; what comes of it later is closed."""
+    future: Future[Connection] = Future()
+
+    def connect() -> None:
+        try:
+            future.set_result(kind.open(display, cookie))
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        await trio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    except trio.Cancelled:
+        future.add_done_callback(_close_unwanted)
+        raise
+    return future.result()
+
+
+def _close_unwanted(future: Future[Connection]) -> None:
+    if future.exception() is None:
+        future.result().close()
