@@ -11,7 +11,9 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -306,6 +308,28 @@ async def test_an_x_server_that_hangs_at_the_beginning(tmp_path: Path) -> None:
         with trio.fail_after(DEADLINE_S):
             while open_sockets() != before:
                 await trio.sleep(0.01)
+
+
+async def test_an_x_server_that_hangs_while_memory_is_made(tmp_path: Path) -> None:
+    """A thread waits for it then, which nothing can cancel."""
+    address = f"unix:{tmp_path}/s"
+    with xvfb(64, 48, 24) as display:
+        too_late = threading.Timer(DEADLINE_S, display.process.kill)
+        too_late.start()
+        async with (
+            XDesktop.open(display) as desktop,
+            spiceshm.serve(address) as server,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(partial(desktop.show, fps=60), server)
+            async with spiceshm.connect(address):
+                display.process.send_signal(signal.SIGSTOP)
+                async with spiceshm.connect(address, credits=8):
+                    while not desktop._screen._users:
+                        await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        too_late.cancel()
+        assert display.process.poll() is None
 
 
 def open_sockets() -> int:

@@ -11,7 +11,7 @@ import trio
 
 from ..errors import SourceError
 from ..nursery import open_nursery
-from .xcb import Lacking, XConnection
+from .xcb import Lacking, XConnection, XError
 from .xcursor import XCursor
 from .xinput import XInput
 from .xscreen import Target, XResized, XScreen, bands
@@ -42,6 +42,7 @@ class XDesktop:
         self._input = input
         self._cursor = cursor
         self._attached: dict[Segment, int | None] = {}
+        self._over = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -97,20 +98,25 @@ class XDesktop:
         surface and all of that is told. A still desktop makes no frames. When the desktop changes
         its size a new surface follows. Raises SourceError when the X server goes away.
         """
+        self._over = False
         pause = 1 / fps if fps else 0.0
         surface = self._new_surface(display)
-        async with open_nursery() as nursery:
-            if self._input is not None:
-                await nursery.start(self._input.watch, display.set_locks)
-            if self._cursor is not None:
-                await nursery.start(self._cursor.follow, display, pause)
-            task_status.started()
-            while True:
-                try:
-                    await self._follow(surface, pause)
-                except XResized:
-                    self._screen.resize()
-                    surface = self._new_surface(display)
+        try:
+            async with open_nursery() as nursery:
+                if self._input is not None:
+                    await nursery.start(self._input.watch, display.set_locks)
+                if self._cursor is not None:
+                    await nursery.start(self._cursor.follow, display, pause)
+                task_status.started()
+                while True:
+                    try:
+                        await self._follow(surface, pause)
+                    except XResized:
+                        self._screen.resize()
+                        surface = self._new_surface(display)
+        finally:  # the server's end waits for a thread that makes memory
+            self._over = True
+            self._screen.let_go()
 
     def _new_surface(self, display: Display) -> Surface:
         old = self._attached
@@ -127,7 +133,12 @@ class XDesktop:
         return surface
 
     def _attach(self, segment: Segment) -> None:
-        self._attached[segment] = self._screen.attach(segment.fileno(), segment.size)
+        try:
+            self._attached[segment] = self._screen.attach(segment.fileno(), segment.size)
+        except XError:
+            if not self._over:
+                raise
+            self._attached[segment] = None  # nothing will be drawn there
 
     async def _follow(self, surface: Surface, pause: float) -> None:
         """A frame for whatever was drawn, until the screen changes its size."""

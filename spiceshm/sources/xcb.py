@@ -162,6 +162,11 @@ class XConnection:
     ) -> None:
         self.close()
 
+    def let_go(self) -> None:
+        """Disconnect if a thread waits in `attach`: the X server may hang, and it with it."""
+        if self._users:
+            self.close()
+
     def detach(self, shmseg: int) -> None:
         """Let the X server unmap a segment; nothing happens if it or the server is gone."""
         if self._segments.pop(shmseg, None) is not None:
