@@ -167,6 +167,30 @@ async def test_latest_in_a_loop_is_the_frame_of_the_loop(address: str) -> None:
             break
 
 
+@pytest.mark.parametrize("shm", SHM)
+async def test_latest_keeps_a_frame_that_a_loop_goes_on_from(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        loop = remote.frames()
+        for step in range(6):
+            looped = await anext(loop)
+            kept = await remote.latest()
+            assert kept is looped
+            right = looped.copy()
+            surface.draw(picture(step))
+            await anext(loop)
+            assert np.array_equal(kept.pixels, right)
+            surface.draw(picture(step + 1))
+
+
+async def test_latest_of_a_frame_that_the_program_released(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        frame = await remote.latest()
+        frame.release()
+        again = await remote.latest()
+        assert again.serial == frame.serial
+        assert np.array_equal(rgb(again.pixels), rgb(picture(0)))
+
+
 async def test_latest_of_a_server_that_went(address: str) -> None:
     async with both_ends(address) as (display, _, remote):
         await remote.latest()

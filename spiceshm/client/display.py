@@ -338,7 +338,10 @@ class DisplayChannel:
             raise self.reading.failure
         if self._full and not (self._pending is not None and self._pending.lent):
             raise FramesHeld(self._held())
-        return self._give() if self._something_new else self._given
+        if self._something_new:
+            return self._give()
+        given = self._given
+        return None if given is None or given.released else given
 
     async def changed(self, since: Moment, box: region.Rect) -> None:
         """Wait until a frame later than ``since`` has changed ``box``. No frame is given by it.

@@ -55,6 +55,7 @@ class Frame:
         "_lent",
         "_pixels",
         "full",
+        "kept",
         "published",
         "rects",
         "serial",
@@ -76,6 +77,7 @@ class Frame:
         self.serial = serial
         self.published = published
         self.full = full
+        self.kept = False
         self._arrived = time.monotonic_ns()
 
     @property
@@ -152,6 +154,11 @@ class Frame:
     def waited(self) -> float:
         """Seconds since it arrived."""
         return (time.monotonic_ns() - self._arrived) / 1e9
+
+    @property
+    def released(self) -> bool:
+        """Whether its pixels are gone."""
+        return self._pixels is None
 
     @property
     def lent(self) -> bool:

@@ -87,7 +87,8 @@ class RemoteDisplay:
     def frames(self) -> Frames:
         """Frames as they come, newest first, never a backlog: ``async for frame in ...``.
 
-        A frame is released when the next one is asked for. Raises Disconnected when the server
+        A frame is released when the next one is asked for, unless `latest` and the like gave it
+        to somebody too. Raises Disconnected when the server
         goes, and FramesHeld when views of earlier frames, that you kept, hold all that the server
         lends for longer than 5 s.
         """
@@ -107,6 +108,11 @@ class RemoteDisplay:
         Raises FramesHeld where nobody can know which is the newest, because your views hold all
         frames that the server lends.
         """
+        frame = await self._newest()
+        frame.kept = True
+        return frame
+
+    async def _newest(self) -> Frame:
         return await self._channel.newest() or await self._session.look_again()
 
     async def wait_change(
@@ -147,7 +153,7 @@ class RemoteDisplay:
         ``cursor`` draws the pointer into it. Raises ValueError for a region outside, and with
         ``cursor`` what `cursor` raises.
         """
-        frame = await self.latest()
+        frame = await self._newest()
         rgb = frame.rgb(region)
         if cursor:
             draw(await self.cursor(), rgb, region or (0, 0, frame.height, frame.width))
@@ -255,5 +261,7 @@ class Frames:
 
     async def __anext__(self) -> Frame:
         looped, self._frame = self._frame, None
+        if looped is not None and looped.kept:
+            looped = None
         self._frame = await self._channel.next_frame(looped)
         return self._frame
