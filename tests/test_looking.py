@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -341,6 +342,42 @@ async def test_a_change_of_mode_is_a_change(address: str) -> None:
             frame = await remote.wait_change(REGION, timeout=10)
         assert (frame.width, frame.height) == (64, 48)
         assert frame.full
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_change_of_mode_that_comes_at_once_with_its_picture(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (display, surface, remote):
+        first = await remote.latest()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(remote.wait_change, (60, 60, 64, 64), timeout=10))
+            for value in range(5):  # not of what is waited for, so nobody looks
+                draw(surface, (value * 3, 0, value * 3 + 1, 4), value)
+                await trio.sleep(0.01)
+            display.create_surface(80, 70).draw(picture(3, 80, 70))
+        assert (await remote.latest()).serial > first.serial + 5
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_a_region_that_a_new_mode_does_not_have_has_changed(address: str, shm: str) -> None:
+    async with both_ends(address, shm=shm) as (display, _, remote):
+        frame = await remote.latest()
+        display.create_surface(64, 48).draw(picture(3, 64, 48))
+        newer = await remote.wait_change((HEIGHT - 1, 0, HEIGHT, 1), timeout=10)
+        assert (newer.width, newer.height) == (64, 48)
+        assert newer.serial > frame.serial
+
+
+async def test_a_picture_that_is_no_more_is_no_change_to_look_at(address: str) -> None:
+    async with both_ends(address) as (display, surface, remote):
+        before = await remote.latest()
+        draw(surface, REGION, 1)
+        new = display.create_surface(64, 48)
+        await soon(lambda: remote.width == 64)
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_change(REGION, since=before, timeout=0.05)
+        new.draw(picture(3, 64, 48))
+        frame = await remote.wait_change(REGION, since=before, timeout=10)
+        assert (frame.width, frame.height) == (64, 48)
 
 
 async def test_more_frames_than_anybody_remembers_count_as_a_change(address: str) -> None:

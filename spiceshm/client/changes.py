@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from ..region import Rect
 
 _KEPT_FRAMES = 1024
+_EVERYTHING = np.array([(0, 0, (1 << 31) - 1, (1 << 31) - 1)], "<i4")
 
 
 class Moment(NamedTuple):
@@ -37,9 +39,19 @@ class Changes:
         """The serial of the newest frame."""
         self._kept: deque[_Change] = deque(maxlen=_KEPT_FRAMES)
         self._forgotten = -1
+        self._anew = False
+
+    def anew(self) -> None:
+        """There is no picture now: the next frame, whatever it says of itself, changes everything,
+        and what was changed before it is of no interest any more."""
+        self._kept.clear()
+        self._forgotten = -1
+        self._anew = True
 
     def note(self, serial: int, published: int, rects: NDArray[np.int32]) -> None:
         """A frame came; ``rects`` are rows of top, left, bottom, right. Serials rise."""
+        if self._anew:
+            rects, self._anew = _EVERYTHING, False
         if len(self._kept) == _KEPT_FRAMES:
             self._forgotten = self._kept[0].serial
         self._kept.append(_Change(serial, published, rects))

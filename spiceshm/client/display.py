@@ -85,6 +85,7 @@ class DisplayChannel:
         self._canvas: Canvas | None = None
         self._new_canvas = False
         self._drawn: list[region.Rect] = []
+        self._just_drawn: list[region.Rect] = []
         self._ordinary_serial = 0
         self._pending: Frame | None = None
         self._given: Frame | None = None
@@ -163,7 +164,6 @@ class DisplayChannel:
 
     def _received(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> None:
         self.heard = time.monotonic()
-        drawn_before = len(self._drawn)
         for message in self._machine.receive_data(data, descriptors):
             if type(message) is ShmDamage:
                 self._damage(message)
@@ -172,16 +172,18 @@ class DisplayChannel:
             else:
                 self._cold(message)
         if self._canvas is not None:
-            self._note_drawn(drawn_before)
+            self._note_drawn()
         if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
             self.reading.program_left = trio.current_time()
         self._flush()
 
-    def _note_drawn(self, before: int) -> None:
+    def _note_drawn(self) -> None:
         """In ordinary SPICE whatever was drawn by what came at once counts as one frame."""
-        if new := self._drawn[before:]:
+        if self._just_drawn:
             self._ordinary_serial += 1
-            self.changes.note(self._ordinary_serial, 0, np.array(new, "<i4"))
+            self.changes.note(self._ordinary_serial, 0, np.array(self._just_drawn, "<i4"))
+            self._drawn += self._just_drawn
+            self._just_drawn = []
             self.reading.arrived()
         if len(self._drawn) > MOST_DRAWN:
             self._drawn = region.merge(self._drawn)
@@ -211,7 +213,8 @@ class DisplayChannel:
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
-        self._drawn = []
+        self._drawn, self._just_drawn = [], []
+        self.changes.anew()
         self._drop_pending()
 
     def _answer(self, offer: ShmOffer) -> None:
@@ -260,7 +263,7 @@ class DisplayChannel:
     def _draw(self, copy: display.DrawCopy) -> None:
         if self._canvas is not None and copy.surface_id == 0:
             drawn = self._canvas.draw(copy)
-            self._drawn += drawn
+            self._just_drawn += drawn
             self.pixel_bytes += region.area(drawn) * 4
 
     def _show_canvas(self, canvas: Canvas) -> None:
