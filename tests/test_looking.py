@@ -424,6 +424,33 @@ async def _cancel_soon(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+@pytest.mark.parametrize("credits", [1, 3])
+@pytest.mark.parametrize("way", ["loop", "change"])
+async def test_what_another_task_looked_at_holds_nobody_up(
+    address: str, credits: int, way: str
+) -> None:
+    async with both_ends(address, credits=credits) as (_, surface, remote):
+        await anext(loop := remote.frames())
+        kept = []
+
+        async def look() -> None:
+            draw(surface, ELSEWHERE, 1)
+            await remote.wait_change(ELSEWHERE)
+            kept.append(await remote.latest())
+            await surface.consumed(kept[0].serial)
+            draw(surface, REGION, 2)
+
+        with trio.fail_after(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look)
+                if way == "change":
+                    await remote.wait_change(REGION)
+                else:
+                    while (await anext(loop)).pixels[8, 8, 0] != 2:
+                        pass
+        assert (kept[0].pixels[:4, :4, :3] == 1).all()
+
+
 @pytest.mark.parametrize("credits", [1, 2, 3])
 async def test_a_source_that_goes_in_step_is_not_held_up(address: str, credits: int) -> None:
     async with both_ends(address, credits=credits) as (_, surface, remote):

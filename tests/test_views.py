@@ -652,6 +652,23 @@ async def test_who_lets_go_after_the_warning_gets_the_newest(
             box.clear()
 
 
+@pytest.mark.parametrize("warning", [0.05, 0.001])
+async def test_who_let_go_in_time_may_wait_for_as_long_as_nothing_is_drawn(
+    address: str, monkeypatch: pytest.MonkeyPatch, warning: float
+) -> None:
+    monkeypatch.setattr(client_display, "HELD_WARNING_S", warning)
+    monkeypatch.setattr(client_display, "HELD_LIMIT_S", 0.1)
+    async with both_ends(address, credits=1) as ends:
+        box, first = await ends.take(HOLDERS["crop"])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.looker.see, first + 1)
+            await trio.sleep(0.02)
+            box.clear()
+            await until(lambda: not ends.reader.leases)
+            await trio.sleep(0.2)
+            ends.surface.draw(picture(1))
+
+
 async def test_a_variable_that_names_a_view_does_not_stop_the_loop(address: str) -> None:
     async with both_ends(address) as ends:
         seen = trio.Event()

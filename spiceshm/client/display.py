@@ -14,7 +14,7 @@ import logging
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import numpy as np
 import trio
@@ -339,7 +339,7 @@ class DisplayChannel:
             await self._catch_up()
         if self.reading.failure is not None:
             raise self.reading.failure
-        if self._full and not (self._pending is not None and self._pending.lent):
+        if self._full and not (_is_lent(self._pending) or _is_lent(self._given)):
             raise FramesHeld(self._held())
         if self._something_new:
             return self._give()
@@ -360,12 +360,6 @@ class DisplayChannel:
         while not self.changes.later(since, box):
             if since.serial < self.changes.newest:
                 since = since._replace(serial=self.changes.newest)
-            if self._pending is not None and self._pending.lent:
-                with trio.move_on_after(KEEP_S):
-                    await self.reading.wait()
-                    continue
-                self._make_own(self._pending)
-                self._flush()
             held_since = await self._more(held_since)
 
     def _give(self) -> Frame:
@@ -392,7 +386,7 @@ class DisplayChannel:
 
     def _make_own(self, frame: Frame | None) -> None:
         """Go on with a copy of what the server has lent."""
-        if frame is None or not frame.lent:
+        if not _is_lent(frame):
             return
         self._in_step = True
         try:
@@ -402,7 +396,18 @@ class DisplayChannel:
             self._in_step = False
 
     async def _more(self, held_since: float | None) -> float | None:
-        """Wait for whatever comes next; what is returned is for the next call of a row of them."""
+        """Wait for whatever comes next; what is returned is for the next call of a row of them.
+
+        Whatever another task was given, or will be, is not kept from the server for long: that may
+        wait for it before it shows the next.
+        """
+        if _is_lent(self._pending) or _is_lent(self._given):
+            with trio.move_on_after(KEEP_S):
+                await self.reading.wait()
+                return held_since
+            self._make_own(self._pending)
+            self._make_own(self._given)
+            self._flush()
         if self._full:
             return await self._wait_held(held_since)
         await self.reading.wait()
@@ -433,11 +438,11 @@ class DisplayChannel:
                     await self.reading.wait()
             self.reading.read_now()  # what came while this task was kept from running
 
-    async def _wait_held(self, since: float | None) -> float:
+    async def _wait_held(self, since: float | None) -> float | None:
         """Wait, but not for ever, where the program's own views are what prevents a frame.
 
-        ``since`` is when that began, None for now; it is returned. A frame is not all that may
-        come meanwhile.
+        ``since`` is when that began, None for now; it is returned, or None if it is over. A frame
+        is not all that may come meanwhile, and where views are dropped nothing need come.
         """
         began = since
         if began is None:
@@ -446,11 +451,15 @@ class DisplayChannel:
             with trio.move_on_at(began + HELD_WARNING_S):
                 await self.reading.wait()
                 return began
+            if not self._full:
+                return None
             self._warned = True
             log.warning("%s", self._held())
         with trio.move_on_at(began + HELD_LIMIT_S):
             await self.reading.wait()
             return began
+        if not self._full:
+            return None
         raise FramesHeld(self._held())
 
     def _held(self) -> str:
@@ -514,3 +523,8 @@ class DisplayChannel:
         self.fail(Disconnected("the connection was closed here"))
         self._machine.close()
         self._segments.clear()
+
+
+def _is_lent(frame: Frame | None) -> TypeGuard[Frame]:
+    """Whether there is one, and it lies in the server's memory."""
+    return frame is not None and frame.lent
