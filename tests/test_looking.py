@@ -18,12 +18,15 @@ from PIL import Image
 
 import spiceshm
 from spiceshm.client.changes import Changes, Moment
+from spiceshm.client.display import DisplayChannel
+from spiceshm.client.session import Session
 from spiceshm.transport import Stream
 from tests.test_library import HEIGHT, WIDTH, both_ends, picture, rgb
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+    from typing import Any
 
     from spiceshm.region import Rect
 
@@ -159,6 +162,94 @@ def streams() -> int:
     """How many there are in this process, closed ones too."""
     gc.collect()
     return sum(isinstance(one, Stream) for one in gc.get_objects())
+
+
+async def given_up(remote: spiceshm.RemoteDisplay) -> None:
+    """Wait for a frame in vain: the one before has gone back to the server then."""
+    with trio.move_on_after(0.02):
+        async for _ in remote.frames():
+            pass
+
+
+@pytest.mark.parametrize("shm", SHM)
+async def test_latest_after_loops_that_were_given_up_goes_on_in_order(
+    address: str, shm: str
+) -> None:
+    async with both_ends(address, shm=shm) as (_, surface, remote):
+        serial = 0
+        for step in range(1, 12):
+            surface.draw(picture(step))
+            frame = await remote.wait_change(timeout=10)
+            assert frame.serial > serial
+            serial = frame.serial
+            await given_up(remote)
+            again = await remote.latest()
+            assert again.serial == serial
+            assert np.array_equal(rgb(again.pixels), rgb(picture(step)))
+            del frame, again
+        assert len(remote._session._stack._exit_callbacks) < 10  # type: ignore[attr-defined]
+
+
+async def test_latest_looks_again_where_memory_is_not_shared_any_more(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        for step in range(5):
+            surface.draw(picture(step))
+            frame = await remote.wait_change(timeout=10)
+        await given_up(remote)
+        monkeypatch.setattr(spiceshm.Surface, "why_not", lambda *_: "there is none left")
+        again = await remote.latest()
+        assert again.serial == frame.serial
+        assert np.array_equal(rgb(again.pixels), rgb(picture(4)))
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_change(timeout=0.05)
+
+
+async def test_a_frame_that_was_seen_already_does_not_come_once_more(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await given_up(remote)
+        opened = Session.open_further
+
+        async def open_late(*args: Any, **options: Any) -> Any:
+            surface.draw(picture(1))  # comes on both channels
+            draw(surface, REGION, 1)
+            return await opened(*args, **options)
+
+        monkeypatch.setattr(Session, "open_further", open_late)
+        frame = await remote.latest()
+        assert frame.serial == surface.serial
+        with pytest.raises(spiceshm.Timeout):
+            await remote.wait_change(timeout=0.05)
+        assert await remote.latest() is frame
+        draw(surface, ELSEWHERE, 2)
+        newer = await remote.wait_change(timeout=10)
+        assert newer.serial == surface.serial
+
+
+async def test_latest_while_a_loop_of_another_task_is_further(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        await given_up(remote)
+        loop = remote.frames()
+        picked: list[spiceshm.Frame] = []
+        picture_of = DisplayChannel.picture
+
+        async def slow(channel: DisplayChannel) -> spiceshm.Frame:
+            frame = await picture_of(channel)
+            draw(surface, REGION, 1)
+            picked.append(await anext(loop))
+            return frame
+
+        monkeypatch.setattr(DisplayChannel, "picture", slow)
+        old = await remote.latest()
+        assert old.serial < picked[0].serial
+        assert await remote.latest() is picked[0]
+        draw(surface, ELSEWHERE, 1)
+        assert (await remote.wait_change(timeout=10)).full  # who has the old one needs all
 
 
 async def test_latest_in_a_loop_is_the_frame_of_the_loop(address: str) -> None:

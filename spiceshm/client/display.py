@@ -89,6 +89,8 @@ class DisplayChannel:
         self._ordinary_serial = 0
         self._pending: Frame | None = None
         self._given: Frame | None = None
+        self._seen = -1
+        self._anew = False
         self._copies = Copies()
         self._leases: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
@@ -145,7 +147,16 @@ class DisplayChannel:
         return frame
 
     def show(self, frame: Frame) -> None:
-        """That was seen elsewhere; it is the last that the program was given."""
+        """That was seen on another channel. It is the last that the program was given, unless
+        another task was given a newer one here meanwhile."""
+        self._seen = max(self._seen, frame.serial)
+        if frame.serial < self.last_look.serial:
+            self._anew = True
+            return
+        if self._pending is not None and self._pending.serial <= frame.serial:
+            self._drop_pending()
+        self._part_with_given()
+        self._flush()
         self._given = frame
         self.last_look = self.last_look._replace(serial=frame.serial)
 
@@ -270,7 +281,7 @@ class DisplayChannel:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
         do not change any more."""
         pixels = self._copies.of(canvas.pixels)
-        rects = np.array(region.merge(self._drawn), "<i4")
+        rects = np.array(region.merge(self._drawn), "<i4").reshape(-1, 4)
         full = self._new_canvas
         self._drawn, self._new_canvas = [], False
         self._pending = Frame(
@@ -285,7 +296,10 @@ class DisplayChannel:
         if self._pending is not None:
             frame.add_missed(self._pending)
             self._drop_pending()
-        self._pending = frame
+        if frame.serial > self._seen:
+            self._pending = frame
+        else:
+            self._release(frame)
         self.reading.arrived()
 
     def _drop_pending(self) -> None:
@@ -343,8 +357,9 @@ class DisplayChannel:
             raise FramesHeld(self._held())
         if self._something_new:
             return self._give()
-        given = self._given
-        return None if given is None or given.released else given
+        if self._given is not None and not self._given.released:
+            return self._given
+        return self._give() if self._canvas is not None and not self._new_canvas else None
 
     async def changed(self, since: Moment, box: region.Rect) -> None:
         """Wait until a frame later than ``since`` has changed ``box``. No frame is given by it.
@@ -367,6 +382,8 @@ class DisplayChannel:
             self._show_canvas(self._canvas)
         frame, self._pending = self._pending, None
         assert frame is not None
+        if self._anew:
+            frame.full, self._anew = True, False
         if self._given is not None:
             self._part_with_given()
             self._flush()

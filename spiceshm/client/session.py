@@ -150,6 +150,7 @@ class Session:
 
         For where the last frame went back to the server while a newer one was waited for.
         """
+        known = self._display.changes.newest
         channel = DisplayChannel(self._display.address, self._display.wish, 1)
         stream, link = await self.open_further(ChannelType.DISPLAY)
         channel.open(stream, link)
@@ -160,6 +161,8 @@ class Session:
             finally:
                 nursery.cancel_scope.cancel()
                 channel.close()
+        if not channel.shared:  # it counts for itself then, from 1
+            frame.serial = known
         self._display.show(frame)
         return frame
 
