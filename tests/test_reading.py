@@ -3,11 +3,16 @@ nothing is lost, nobody is forgotten, and no older frame comes after a newer one
 
 from __future__ import annotations
 
+import contextlib
+import time
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 import spiceshm
@@ -16,9 +21,10 @@ from spiceshm.client import display as client_display
 from spiceshm.client import reading as client_reading
 from spiceshm.client.display import DisplayChannel
 from spiceshm.transport import Stream
-from tests.test_library import both_ends, next_frame, picture, rgb, until
+from tests.test_library import HEIGHT, WIDTH, both_ends, next_frame, picture, rgb, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from typing import Any
 
@@ -185,3 +191,65 @@ async def test_closing_while_bytes_wait_is_no_other_error(address: str) -> None:
         remote._channel.fail(spiceshm.Disconnected("over"))
         with pytest.raises(spiceshm.Disconnected, match="over"):
             await next_frame(remote)
+
+
+# A server that goes on while the client's loop is kept from running
+
+
+@contextlib.asynccontextmanager
+async def elsewhere(
+    address: str, pause: float = float("inf")
+) -> AsyncIterator[Callable[[int], None]]:
+    """A server in a thread of its own, which draws every so often. Yields what draws a picture."""
+    started: SimpleQueue[Any] = SimpleQueue()
+
+    async def serve() -> None:
+        async with spiceshm.serve(address) as display:
+            surface = display.create_surface(WIDTH, HEIGHT)
+            surface.draw(picture(0))
+            with trio.CancelScope() as scope:
+                started.put((trio.lowlevel.current_trio_token(), surface, scope))
+                while True:
+                    await trio.sleep(pause)
+                    surface.draw(picture(0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, trio.run, serve)
+        token, surface, scope = await trio.to_thread.run_sync(started.get)
+        try:
+            yield lambda seed: token.run_sync_soon(surface.draw, picture(seed))
+        finally:
+            token.run_sync_soon(scope.cancel)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_the_newest_is_what_came_while_nothing_could_run(address: str, waits: bool) -> None:
+    async with (
+        elsewhere(address) as draw,
+        spiceshm.connect(address, shm="require") as remote,
+        trio.open_nursery() as nursery,
+    ):
+        if waits:
+            nursery.start_soon(partial(remote.wait_change, since=1 << 40, timeout=None))
+        for step in range(1, 17):
+            before = await remote.latest()
+            await trio.sleep(0.02)
+            draw(step)
+            time.sleep(0.02)  # noqa: ASYNC251
+            if step % 2:
+                frame = await remote.wait_change(since=before, timeout=0)
+            else:
+                frame = await remote.latest()
+            assert np.array_equal(rgb(frame.pixels), rgb(picture(step)))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_loop_that_computes_lets_others_run(address: str) -> None:
+    async with elsewhere(address, 0.002), spiceshm.connect(address) as remote:
+        seen = 0
+        with trio.move_on_after(0.2):
+            async for _ in remote.frames():
+                seen += 1
+                assert seen < 100
+                time.sleep(0.015)  # noqa: ASYNC251
+        assert seen > 3

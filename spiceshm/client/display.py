@@ -325,7 +325,7 @@ class DisplayChannel:
                 self._given = None
         self._part_with_given()
         self._flush()
-        if self._shows_old():
+        if await self._shows_old():
             await self._catch_up()
         held_since: float | None = None
         while not self._something_new:
@@ -348,7 +348,7 @@ class DisplayChannel:
         ended the connection, and FramesHeld.
         """
         await trio.lowlevel.checkpoint()
-        self.reading.read_now()
+        await self.reading.have_read()
         if self._pending is None or self._pending.age > STALE_S:
             await self._catch_up()
         if self.reading.failure is not None:
@@ -367,7 +367,7 @@ class DisplayChannel:
         Looks before it waits, so that a deadline of now is in time for what is there. Raises what
         ended the connection, and FramesHeld.
         """
-        self.reading.read_now()
+        await self.reading.have_read()
         if not self._something_new:  # a source may wait until its last frame was given back
             self._make_own(self._given)
             self._flush()
@@ -430,12 +430,16 @@ class DisplayChannel:
         await self.reading.wait()
         return None
 
-    def _shows_old(self) -> bool:
-        """Whether a frame lies here, or in the socket, that came while the program was away."""
-        if trio.current_time() - self.reading.program_left > STALE_S and self.reading.may_read:
-            self.reading.read_now()
+    async def _shows_old(self) -> bool:
+        """Whether a frame lies here, or in the socket, that came while the program was away.
+
+        Who was away finds frames without waiting for any, so others get their turn here.
+        """
+        if trio.current_time() - self.reading.program_left > STALE_S:
+            await trio.lowlevel.checkpoint()
+            await self.reading.have_read()
             return self._pending is not None and self._pending.age > STALE_S
-        return self._pending is not None and self.shared and self._pending.waited > STALE_S
+        return self._pending is not None and self._pending.waited > STALE_S
 
     async def _catch_up(self) -> None:
         """If the server could not send all this time, let it send what it may have that is newer.
@@ -453,7 +457,7 @@ class DisplayChannel:
             with trio.move_on_at(freed + ANSWER_S):
                 while self._freed == freed:
                     await self.reading.wait()
-            self.reading.read_now()  # what came while this task was kept from running
+            await self.reading.have_read()  # what came while this task was kept from running
 
     async def _wait_held(self, since: float | None) -> float | None:
         """Wait, but not for ever, where the program's own views are what prevents a frame.

@@ -51,8 +51,8 @@ class Reading:
         self._arrived = trio.Event()
 
     @property
-    def may_read(self) -> bool:
-        """Whether the task that asks can read the channel itself."""
+    def _may_read(self) -> bool:
+        """Whether the task that asks can wait for the channel itself."""
         taken = self._background_reads or self.program_reads or self.failure is not None
         return not taken and self._may_be_left_to_program
 
@@ -81,7 +81,7 @@ class Reading:
         """Until something arrived. Raises what ended the connection."""
         if self.failure is not None:
             raise self.failure
-        if self.may_read:
+        if self._may_read:
             await self._read_for_program()
             return
         if not self._may_be_left_to_program:
@@ -109,11 +109,12 @@ class Reading:
                 self._arrived.set()
 
     def read_now(self) -> None:
-        """Take what was sent while neither the program nor the background read, if it may be.
+        """Take what lies in the socket, if no other task of the program waits for just that.
 
-        Raises what ended the connection.
+        The background may do so as well: it finds nothing then, and goes on waiting. Raises what
+        ended the connection.
         """
-        if not self.may_read:
+        if self.program_reads or self.failure is not None or self._stream.pending:
             return
         try:
             received = self._stream.receive_now()
@@ -123,6 +124,14 @@ class Reading:
             raise self.fail(error) from None
         if not self._may_be_left_to_program:
             self._needed.set()
+
+    async def have_read(self) -> None:
+        """`read_now`, or let the task that waits for just that do it: after the first turn it is
+        woken for sure, after the second it has run."""
+        if self.program_reads:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        self.read_now()
 
     # The background
 

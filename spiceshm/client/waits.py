@@ -48,12 +48,12 @@ async def stable(
     box = _box(channel, region)
     with _limit(channel, timeout, f"{_words(region)} was never still for {quiet:g} s"):
         while True:
-            channel.reading.read_now()
+            await channel.reading.have_read()
             now = Moment(channel.changes.newest)
             with trio.move_on_after(quiet):
                 await channel.changed(now, box)
                 continue
-            channel.reading.read_now()  # what came while this task was kept from running
+            await channel.reading.have_read()  # what came while this task was kept from running
             if not channel.changes.later(now, box):
                 return
 
