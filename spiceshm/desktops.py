@@ -80,11 +80,12 @@ async def desktop(
     """A desktop of one's own, without a screen: Xvfb, a server in this process, a client.
 
     ``command`` is the first program on it, if any. ``width`` and ``height`` are in pixels; at most
-    ``fps`` frames a second are shown (0: no limit). ``address`` is where further clients can
-    connect, as in `serve`; without it that is a socket that only this user can reach. At the end of
-    the block all programs on it are ended (SIGTERM, after 2 s SIGKILL), and no file stays; also
-    when this process is killed. There is no window manager: windows open in the corner on the left
-    and top, where the pointer is at first, and keys go to the window under the pointer.
+    ``fps`` frames a second are shown, besides one for each input (0: no limit). ``address`` is
+    where further clients can connect, as in `serve`; without it that is a socket that only this
+    user can reach. At the end of the block all programs on it are ended (SIGTERM, after 2 s
+    SIGKILL), and no file stays; also when this process is killed. There is no window manager:
+    windows open in the corner on the left and top, where the pointer is at first, and keys go to
+    the window under the pointer.
 
     Raises SourceError if Xvfb is missing or ends, or if the command cannot be started; and what
     `serve` raises.

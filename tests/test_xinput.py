@@ -35,6 +35,7 @@ from spiceshm.events import (
     PointerBy,
     PointerTo,
 )
+from spiceshm.nursery import open_nursery
 from spiceshm.scancodes import LINUX, X_OFFSET
 from spiceshm.sources.x11 import XDesktop
 from spiceshm.sources.xcb import Lacking, XError
@@ -77,7 +78,7 @@ class Window:
         self.connection = xcffib.connect(display)
         self.core = self.connection.core
         screen = self.connection.setup.roots[0]
-        window = self.connection.generate_id()
+        self.window = window = self.connection.generate_id()
         mask = xproto.EventMask
         wanted = mask.KeyPress | mask.KeyRelease | mask.ButtonPress | mask.ButtonRelease
         size = (screen.width_in_pixels, screen.height_in_pixels)
@@ -89,6 +90,12 @@ class Window:
 
     def sync(self) -> None:
         self.core.GetInputFocus().reply()
+
+    def paint(self, colour: int) -> None:
+        """All of it, in 0xRRGGBB."""
+        self.core.ChangeWindowAttributes(self.window, xproto.CW.BackPixel, [colour])
+        self.core.ClearArea(False, self.window, 0, 0, 0, 0)
+        self.sync()
 
     def got(self) -> list[tuple[str, int]]:
         """What came since it was asked last: "KeyPress" and the like, and the number."""
@@ -399,6 +406,36 @@ async def test_locks_that_the_keymap_has_no_key_for() -> None:
             await keyboard.play([Locks(CAPS_LOCK | SCROLL_LOCK)])
         assert told.states == [0, CAPS_LOCK]
         assert lights(display) == CAPS_LOCK
+
+
+# what is seen of it
+
+
+async def test_what_comes_of_a_key_does_not_wait_for_the_next_frames_time(tmp_path: Path) -> None:
+    """At a frame in 100 s: each key has one of its own, and without keys there is none."""
+    with xvfb(64, 48, 24) as display, window_on(display) as window:
+        async with (
+            XDesktop.open(display) as desktop,
+            spiceshm.serve(f"unix:{tmp_path}/s", inputs=desktop.play) as shown,
+            open_nursery() as nursery,
+        ):
+            await nursery.start(partial(desktop.show, shown, fps=0.01))
+            async with spiceshm.connect(f"unix:{tmp_path}/s") as remote:
+                first = (await remote.latest()).serial
+                for count in range(1, 6):
+                    await remote.key("a")
+                    window.paint(count)
+                    frame = await remote.wait_change(timeout=DEADLINE_S)
+                    assert frame.pixels[0, 0, 0] == count
+                    assert frame.serial == first + count
+                for colour in range(10):
+                    window.paint(colour)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                await remote.key("a")
+                frame = await remote.wait_change(timeout=DEADLINE_S)
+                assert frame.pixels[0, 0, 0] == 9
+                assert frame.serial == first + 6
+            nursery.cancel_scope.cancel()
 
 
 # X servers that cannot, hang or end

@@ -83,7 +83,7 @@ def _options() -> argparse.ArgumentParser:
         type=_fps,
         metavar="N",
         help="frames a second: of the pattern (default: 60; 0: as fast as somebody looks), "
-        "at most of a desktop (default: 60; 0: no limit)",
+        "at most of a desktop, besides one for each input (default: 60; 0: no limit)",
     )
     options.add_argument(
         "--damage",

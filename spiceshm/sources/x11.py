@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -43,6 +44,7 @@ class XDesktop:
         self._cursor = cursor
         self._attached: dict[Segment, int | None] = {}
         self._over = False
+        self._played = trio.Event()  # set when there was input since the last pause
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -83,7 +85,13 @@ class XDesktop:
 
         It returns when the X server has done all of them, and raises SourceError when that is gone.
         """
-        return None if self._input is None else self._input.play
+        return None if self._input is None else partial(self._play, self._input)
+
+    async def _play(self, input: XInput, events: Sequence[Event]) -> None:
+        try:
+            await input.play(events)
+        finally:
+            self._played.set()
 
     async def show(
         self,
@@ -94,7 +102,8 @@ class XDesktop:
     ) -> None:
         """Show the desktop for ever, at most ``fps`` frames a second (0: no limit).
 
-        With it go the pointer, no more often, and which locks are on. Started once there is a
+        Each call of `play` may add one, because who acts waits for what comes of it. With them go
+        the pointer, no more often than ``fps``, and which locks are on. Started once there is a
         surface and all of that is told. A still desktop makes no frames. When the desktop changes
         its size a new surface follows. Raises SourceError when the X server goes away.
         """
@@ -148,7 +157,9 @@ class XDesktop:
             if self._screen.resized:
                 raise XResized
             await self._take(surface)
-            await trio.sleep_until(due)
+            with trio.move_on_at(due):
+                await self._played.wait()
+            self._played = trio.Event()
 
     async def _take(self, surface: Surface) -> None:
         """One snapshot into a buffer, published with exactly what was drawn."""
