@@ -286,8 +286,9 @@ class Inputs(LaterChannel):
 
     async def _asked(self) -> None:
         """Send what was put, and wait until the server has done it."""
+        still = MouseMotion(0, 0, self._mask)
         for _ in range(self._machine.barrier):
-            self._machine.send(MouseMotion(0, 0, self._mask))
+            self._machine.send(still)
         self._flush()
         await self._done()
         if not self._plays:
