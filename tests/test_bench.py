@@ -114,7 +114,8 @@ def test_every_row_is_of_cases_that_there_are_and_every_case_is_in_a_row() -> No
     assert named == set(cases.all_cases())
     assert len({one.name for one in cases.TABLES}) == len(cases.TABLES)
     quick = {case.name for case in cases.needed(cases.TABLES, quick=True)}
-    assert {"idle-1", "floor/idle-1", "readers-8-shm", "x11-mss", "iceoryx2-tile"} < quick < named
+    others = {"x11-mss", "keys-vncdotool", "iceoryx2-tile"}
+    assert {"idle-1", "floor/idle-1", "readers-8-shm", *others} < quick < named
 
 
 def test_tables_and_cases_are_selected_by_name() -> None:
@@ -273,8 +274,8 @@ def test_without_a_compiler_one_line_says_what_to_install(
 @pytest.mark.peer("cc")
 def test_a_tiny_run_measures_and_stores_everything(tmp_path: Path) -> None:
     stored = tmp_path / "out.json"
-    names = ("core-1", "size-vga", "readers-2-*", "startup", "memory", "x11", "iceoryx2-tile")
-    only = [word for name in names for word in ("--only", name)]
+    names = ("core-1", "size-vga", "readers-2-*", "startup", "memory", "iceoryx2-tile")
+    only = [word for name in (*names, "x11", "keys") for word in ("--only", name)]
     done = bench(*only, "--rounds", "1", "--seconds", "0.05", "--json", str(stored))
     assert done.returncode == 0, done.stderr
     result = json.loads(stored.read_text())
@@ -286,6 +287,8 @@ def test_a_tiny_run_measures_and_stores_everything(tmp_path: Path) -> None:
         assert all(value >= 0 for run in rounds for value in run.values())
     lines = {(line["table"], line["label"]): line for line in result["summary"]}
     assert lines["handover", "1 tile: sender's CPU"]["against"] == "iceoryx2-tile"
+    if "keys-xdotool" not in result["problems"]:
+        assert lines["keys", "xdotool, mss: key until its effect, p99"]["ratio"]["median"] > 0
     same_core = lines["latency", "1 tile, same core"]
     assert same_core["against"] == "floor/core-1"
     assert same_core["ratio"]["median"] > 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from . import ends, floor, handover, startup, xdesktop
+from . import ends, floor, handover, keys, startup, xdesktop
 from .work import (
     HD,
     IDLE_PAUSE_S,
@@ -117,6 +117,14 @@ def _lacks_x11(peer: xdesktop.Peer, _: Conditions) -> str | None:
     return xdesktop.lacks(peer)
 
 
+def _keys(peer: keys.Peer, c: Conditions) -> Measures:
+    return keys.measure(peer, c.seconds)
+
+
+def _lacks_keys(peer: keys.Peer, _: Conditions) -> str | None:
+    return keys.lacks(peer)
+
+
 def _handover(work: Work, c: Conditions) -> Measures:
     return handover.measure(work, c.cores, c.seconds)
 
@@ -219,6 +227,8 @@ def all_cases() -> dict[str, Case]:
 def _others() -> Iterator[Case]:
     for peer in xdesktop.PEERS:
         yield Case(f"x11-{peer}", partial(_x11, peer), partial(_lacks_x11, peer), True)
+    for actor in keys.PEERS:
+        yield Case(f"keys-{actor}", partial(_keys, actor), partial(_lacks_keys, actor), True)
     for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
         job = replace(work, pause_s=IDLE_PAUSE_S)
         yield Case(f"iceoryx2-{name}", partial(_handover, job), _lacks_handover, True)
@@ -314,6 +324,19 @@ def _x11_rows() -> Iterator[Row]:
         mine, other = "x11-spiceshm", f"x11-{peer}"
         yield Row(f"{label}: painted until seen", mine, "done_p50_us", other)
         yield Row(f"{label}: reader CPU", mine, "reader_cpu_us", other)
+        yield Row(f"{label}: CPU of X and server", mine, "server_cpu_us", other)
+
+
+def _keys_rows() -> Iterator[Row]:
+    for peer, label in (
+        ("asyncvnc", "x11vnc, asyncvnc"),
+        ("vncdotool", "x11vnc, vncdotool"),
+        ("xdotool", "xdotool, mss"),
+    ):
+        mine, other = "keys-spiceshm", f"keys-{peer}"
+        yield Row(f"{label}: key until its effect, p50", mine, "effect_p50_us", other)
+        yield Row(f"{label}: key until its effect, p99", mine, "effect_p99_us", other)
+        yield Row(f"{label}: CPU of who looks", mine, "reader_cpu_us", other)
         yield Row(f"{label}: CPU of X and server", mine, "server_cpu_us", other)
 
 
@@ -461,11 +484,26 @@ TABLES = (
         "An X desktop",
         "Xvfb of 1920x1080; from before a square is painted until its colour is in the reader's "
         "numpy array of the whole screen. spiceshm-server with --fps 0; mss takes screenshots "
-        "(MIT-SHM) without a pause; x11vnc -wait 1 -defer 1 and asyncvnc. CPU is that of one "
-        "painting and what follows. Nothing is pinned.",
+        "(MIT-SHM) without a pause; x11vnc -wait 1 -defer 1 -noscr and asyncvnc. CPU is that of "
+        "one painting and what follows. Nothing is pinned.",
         ("spiceshm", "the other"),
         "less",
         tuple(_x11_rows()),
+    ),
+    Table(
+        "keys",
+        "From a key to what comes of it",
+        "Xvfb of 1920x1080 with a program that fills a patch of 64x64 with another colour at every "
+        "key; from before the call that presses it until the colour is found in a pixel, with a "
+        "random pause of 0 to 20 ms between keys. spiceshm-server as it is by default, key() and "
+        "wait_change(region); x11vnc -wait 1 -defer 1 -noscr (by default it is slower after keys) "
+        "with asyncvnc, keyboard.press() and video.refresh() of the region until it is there, and "
+        "with vncdotool, keyPress() and expectRegion() of its threaded API; xdotool key --delay 0, "
+        "awaited, and then mss, screenshots of the region without a pause. CPU is that of one key "
+        "and what follows, with the processes that who looks starts. Nothing is pinned.",
+        ("spiceshm", "the other"),
+        "less",
+        tuple(_keys_rows()),
     ),
     Table(
         "handover",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .floor import compiler
 
-_PACKAGES = ("spiceshm", "numpy", "trio", "mss", "asyncvnc", "iceoryx2")
+_PACKAGES = ("spiceshm", "numpy", "trio", "mss", "asyncvnc", "vncdotool", "iceoryx2")
 BUSY = 0.5
 """A load, in processes, above which other programs disturb."""
 

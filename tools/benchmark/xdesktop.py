@@ -10,15 +10,7 @@ notice anything; x11vnc polls as often as its options allow, and asyncvnc reads 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import json
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,12 +18,12 @@ import trio
 
 import spiceshm
 
-from .process import Failed, cpu_ns, total_cpu_ns, workers
+from .process import cpu_ns, total_cpu_ns, workers
 from .stats import Measures, latencies
 from .work import HD, TILE
+from .xservers import missing, number, served, xvfb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
 Peer = Literal["spiceshm", "mss", "vnc"]
@@ -46,14 +38,9 @@ _FIRST = 3
 
 def lacks(peer: Peer) -> str | None:
     """How to install what a peer needs, where it is not."""
-    missing = []
-    if shutil.which("Xvfb") is None:
-        missing.append("apt-get install xvfb")
-    if peer == "vnc" and shutil.which("x11vnc") is None:
-        missing.append("apt-get install x11vnc")
-    modules = {"spiceshm": ["xcffib"], "mss": ["mss", "xcffib"], "vnc": ["asyncvnc", "xcffib"]}
-    missing += [f"pip install {m}" for m in modules[peer] if importlib.util.find_spec(m) is None]
-    return "; ".join(missing) or None
+    programs = ["Xvfb"] + ["x11vnc"] * (peer == "vnc")
+    modules = {"spiceshm": [], "mss": ["mss"], "vnc": ["asyncvnc"]}
+    return missing(programs, ["xcffib", *modules[peer]])
 
 
 class _Notes:
@@ -71,11 +58,6 @@ class _Notes:
         return colour == _STOP
 
 
-def _number(pixel: Any) -> int:
-    """The colour of one pixel B, G, R, X."""
-    return int(pixel[0]) | int(pixel[1]) << 8 | int(pixel[2]) << 16
-
-
 # Readers
 
 
@@ -84,7 +66,7 @@ def look_spiceshm(link: Connection, address: str) -> None:
         notes = _Notes(link)
         async with spiceshm.connect(address, shm="require") as display:
             async for frame in display.frames():
-                if notes.saw(_number(frame.pixels[_Y, _X])):
+                if notes.saw(number(frame.pixels[_Y, _X])):
                     return
 
     trio.run(run)
@@ -98,7 +80,7 @@ def look_mss(link: Connection, display: str) -> None:
         while True:
             shot = screen.grab(screen.monitors[0])
             pixels = np.frombuffer(shot.raw, np.uint8).reshape(shot.height, shot.width, 4)
-            if notes.saw(_number(pixels[_Y, _X])):
+            if notes.saw(number(pixels[_Y, _X])):
                 return
 
 
@@ -113,7 +95,7 @@ def look_vnc(link: Connection, port: str) -> None:
                 client.video.refresh()
                 while await client.read() is not asyncvnc.UpdateType.VIDEO:
                     pass
-                if notes.saw(_number(client.video.data[_Y, _X][order])):
+                if notes.saw(number(client.video.data[_Y, _X][order])):
                     return
 
     asyncio.run(run())
@@ -123,74 +105,6 @@ _READERS = {"spiceshm": look_spiceshm, "mss": look_mss, "vnc": look_vnc}
 
 
 # What they look at
-
-_END_S = 2.0
-
-
-@contextmanager
-def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:  # x11vnc does not always take the hint
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-@contextmanager
-def _xvfb() -> Iterator[tuple[str, int]]:
-    """An X server; gives its display and its pid."""
-    screen = f"{HD[0]}x{HD[1]}x24"
-    command = ["Xvfb", "-displayfd", "1", "-nolisten", "tcp", "-noreset", "-screen", "0", screen]
-    with _program(command) as process:
-        assert process.stdout is not None
-        number = process.stdout.readline().strip()
-        if not number:
-            raise Failed("Xvfb did not start")
-        yield f":{number}", process.pid
-
-
-@contextmanager
-def _served(peer: Peer, display: str) -> Iterator[tuple[str, list[int]]]:
-    """What a peer needs between X server and reader: what the reader is told, and the pids."""
-    with ExitStack() as stack:
-        if peer == "mss":
-            yield display, []
-        elif peer == "vnc":
-            port = _free_port()
-            command = ["x11vnc", "-display", display, "-localhost", "-nopw", "-shared", "-forever"]
-            command += ["-wait", "1", "-defer", "1", "-rfbport", str(port)]
-            process = stack.enter_context(_program(command))
-            _await_line("x11vnc", process, "PORT=")
-            yield str(port), [process.pid]
-        else:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-bench-"))
-            command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--source", "x11"]
-            command += ["--display", display, "--fps", "0", "--listen", f"unix:{directory}/s"]
-            process = stack.enter_context(_program(command))
-            said = json.loads(_await_line("spiceshm-server", process, "{"))
-            yield said["listening"][0]["address"], [process.pid]
-
-
-def _await_line(name: str, process: subprocess.Popen[str], start: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(start):
-            return line
-    raise Failed(f"{name} ended early")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 class _Canvas:
@@ -223,7 +137,12 @@ class _Canvas:
 
 def measure(peer: Peer, seconds: float) -> Measures:
     """Paint for so long and see how soon ``peer`` sees it. Raises Failed."""
-    with _xvfb() as (display, x_pid), _served(peer, display) as (place, pids), workers() as start:
+    server = None if peer == "mss" else peer
+    with (
+        xvfb() as (display, x_pid),
+        served(server, display, "--fps", "0") as (place, pids),
+        workers() as start,
+    ):
         reader = start(_READERS[peer], place)
         canvas = _Canvas(display)
         try:
