@@ -158,7 +158,7 @@ class DisplayChannel:
         self._part_with_given()
         self._flush()
         self._given = frame
-        self.last_look = self.last_look._replace(serial=frame.serial)
+        self.last_look = Moment(frame.serial, self.last_look.published)
 
     # The display channel
 
@@ -388,7 +388,7 @@ class DisplayChannel:
             self._part_with_given()
             self._flush()
         self._given = frame
-        self.last_look = self.last_look._replace(serial=frame.serial)
+        self.last_look = Moment(frame.serial, self.last_look.published)
         return frame
 
     def _part_with_given(self) -> None:
