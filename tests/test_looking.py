@@ -19,6 +19,7 @@ from PIL import Image
 import spiceshm
 from spiceshm.client.changes import Changes, Moment
 from spiceshm.client.display import DisplayChannel
+from spiceshm.client.frame import Copies
 from spiceshm.client.session import Session
 from spiceshm.transport import Stream
 from tests.test_library import HEIGHT, WIDTH, both_ends, picture, rgb
@@ -114,7 +115,30 @@ async def test_frames_stay_right_while_they_are_kept(address: str) -> None:
                 await trio.lowlevel.checkpoint()
         for step, frame in enumerate(kept):
             assert np.array_equal(rgb(frame.pixels), rgb(picture(step)))
+        # The last, and the one before, of which nobody knew yet whether it would be kept.
+        await soon(lambda: display.viewers[0].stats.held_frames == 2)
+        await remote.latest()
         await soon(lambda: display.viewers[0].stats.held_frames == 1)
+
+
+async def test_a_frame_that_makes_room_for_the_next_is_never_copied(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    copy = Copies.of
+
+    def counted(copies: Copies, pixels: np.ndarray) -> np.ndarray:
+        copied.append(len(pixels))
+        return copy(copies, pixels)
+
+    monkeypatch.setattr(Copies, "of", counted)
+    async with both_ends(address) as (_, surface, remote):
+        frame = await remote.latest()
+        for step in range(1, 20):
+            surface.draw(picture(step))
+            frame = await remote.wait_change()
+            assert np.array_equal(rgb(frame.pixels), rgb(picture(step)))
+    assert copied == []
 
 
 async def test_views_of_all_that_is_lent_are_an_error_not_an_old_picture(address: str) -> None:

@@ -3,8 +3,8 @@
 Strategy: a program that looks gets the newest frame that arrived; damage of frames that it never
 looked at is added to that of the one it gets. Nothing queues. In a loop over frames each is given
 back at the next step, so that a source may go in step with it; a frame that was looked at otherwise
-lasts as long as the program has it: on memory of our own from the next look on. Who reads the
-channel is told in `reading`.
+lasts as long as the program has it: on memory of our own from the next look but one on, for by then
+the next one is mostly in its place. Who reads the channel is told in `reading`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .frame import Copies, Frame, Lease
 from .reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
@@ -91,6 +91,7 @@ class DisplayChannel:
         self._given: Frame | None = None
         self._seen = -1
         self._anew = False
+        self._before: Callable[[], Frame | None] = lambda: None  # what was given before that
         self._copies = Copies()
         self._leases: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
@@ -349,6 +350,7 @@ class DisplayChannel:
         """
         await trio.lowlevel.checkpoint()
         await self.reading.have_read()
+        self._make_own_before()
         if self._pending is None or self._pending.age > STALE_S:
             await self._catch_up()
         if self.reading.failure is not None:
@@ -368,7 +370,8 @@ class DisplayChannel:
         ended the connection, and FramesHeld.
         """
         await self.reading.have_read()
-        if not self._something_new:  # a source may wait until its last frame was given back
+        self._make_own_before()
+        if self._full and not self._something_new:  # then nothing comes before it is given back
             self._make_own(self._given)
             self._flush()
         held_since: float | None = None
@@ -385,21 +388,34 @@ class DisplayChannel:
         if self._anew:
             frame.full, self._anew = True, False
         if self._given is not None:
-            self._part_with_given()
+            self._before = self._drop_given()
             self._flush()
+            if self._full:
+                self._make_own_before()
         self._given = frame
         self.last_look = Moment(frame.serial, self.last_look.published)
         return frame
 
     def _part_with_given(self) -> None:
         """A newer frame is given, or will be. The program may go on with the one before."""
-        if self._given is None:
-            return
+        if self._given is not None:
+            self._make_own(self._drop_given()())
+
+    def _drop_given(self) -> Callable[[], Frame | None]:
+        """What is returned tells whether the program has it still."""
+        assert self._given is not None
         still_there = weakref.ref(self._given)
         self._in_step = True
         self._given = None
         self._in_step = False
-        self._make_own(still_there())
+        return still_there
+
+    def _make_own_before(self) -> None:
+        """A program that looks again has mostly put that frame in the place of the one before; if
+        it has not, it goes on with a copy."""
+        if (frame := self._before()) is not None and frame.lent:
+            self._make_own(frame)
+            self._flush()
 
     def _make_own(self, frame: Frame | None) -> None:
         """Go on with a copy of what the server has lent."""

@@ -33,7 +33,7 @@ class RemoteDisplay:
     that waits raises Disconnected when the server goes.
 
     A frame from `latest`, `wait_change` and `wait_stable` stays right for as long as you keep it:
-    its pixels are the server's memory until you look for another one, then a copy.
+    its pixels are the server's memory at first, and a copy if you keep it and look for others.
     """
 
     def __init__(
