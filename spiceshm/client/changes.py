@@ -24,12 +24,6 @@ class Moment(NamedTuple):
     published: int = 0
 
 
-class _Change(NamedTuple):
-    serial: int
-    published: int
-    rects: NDArray[np.int32]
-
-
 class Changes:
     """The damage of each frame that arrived. What is older than the last 1024 is not known any
     more, and counts as a change of everything."""
@@ -37,7 +31,8 @@ class Changes:
     def __init__(self) -> None:
         self.newest = -1
         """The serial of the newest frame."""
-        self._kept: deque[_Change] = deque(maxlen=_KEPT_FRAMES)
+        # Plain tuples of the arguments of `note`, which is called for every frame.
+        self._kept: deque[tuple[int, int, NDArray[np.int32]]] = deque(maxlen=_KEPT_FRAMES)
         self._forgotten = -1
         self._anew = False
 
@@ -53,17 +48,17 @@ class Changes:
         if self._anew:
             rects, self._anew = _EVERYTHING, False
         if len(self._kept) == _KEPT_FRAMES:
-            self._forgotten = self._kept[0].serial
-        self._kept.append(_Change(serial, published, rects))
+            self._forgotten = self._kept[0][0]
+        self._kept.append((serial, published, rects))
         self.newest = serial
 
     def later(self, than: Moment, box: Rect) -> bool:
         """Whether ``box`` was changed by a frame later ``than`` that, or may have been."""
-        for change in reversed(self._kept):
-            if change.serial <= than.serial:
+        for serial, published, rects in reversed(self._kept):
+            if serial <= than.serial:
                 return False
-            early = 0 < change.published < than.published
-            if not early and _touches(change.rects, box):
+            early = 0 < published < than.published
+            if not early and _touches(rects, box):
                 return True
         return than.serial < self._forgotten
 

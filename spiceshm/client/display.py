@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
+    from .remote import Frames
 
 log = logging.getLogger("spiceshm.client")
 
@@ -317,10 +318,11 @@ class DisplayChannel:
         """Whether the server has lent all that it may."""
         return self.shared and len(self._leases) >= self._machine.credits
 
-    async def next_frame(self, looped: Frame | None) -> Frame:
-        """The next step of a `spiceshm.client.Frames`, which gives back its frame before."""
+    async def next_frame(self, loop: Frames) -> Frame:
+        """The next step of a loop, which gives back its frame before."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if looped is not None:
+        looped, loop.frame = loop.frame, None
+        if looped is not None and not looped.kept:
             self._release(looped)
             if self._given is looped:
                 self._given = None
@@ -331,7 +333,8 @@ class DisplayChannel:
         held_since: float | None = None
         while not self._something_new:
             held_since = await self._more(held_since)
-        return self._give()
+        loop.frame = self._give()
+        return loop.frame
 
     def about_to_act(self) -> None:
         """The program is about to send keys or moves: frames that came before do not tell of it."""

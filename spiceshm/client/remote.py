@@ -8,6 +8,7 @@ from . import waits
 from .cursor import draw
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from contextlib import AbstractAsyncContextManager
 
     import numpy as np
@@ -254,14 +255,11 @@ class Frames:
 
     def __init__(self, channel: DisplayChannel) -> None:
         self._channel = channel
-        self._frame: Frame | None = None
+        self.frame: Frame | None = None
+        """The one that it gave last; the channel's, which gives it back."""
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Frame:
-        looped, self._frame = self._frame, None
-        if looped is not None and looped.kept:
-            looped = None
-        self._frame = await self._channel.next_frame(looped)
-        return self._frame
+    def __anext__(self) -> Coroutine[None, None, Frame]:
+        return self._channel.next_frame(self)
