@@ -76,7 +76,8 @@ class DisplayChannel:
         self.pixel_bytes = 0
         self.wish = shm_wish
         self._credits = credits
-        self.last_look = Moment(-1)
+        self._looked = -1  # the serial of the last frame that was given
+        self._delivered = 0  # when the last keys or moves were
         self.changes = Changes()
         self.heard = time.monotonic()
         self._stream: Stream | None = None
@@ -116,6 +117,11 @@ class DisplayChannel:
         """Seconds since something came from the server."""
         return time.monotonic() - self.heard
 
+    @property
+    def last_look(self) -> Moment:
+        """What the program has not seen, and can see of what it did, is later than this."""
+        return Moment(self._looked, self._delivered)
+
     # Opening
 
     def open(self, stream: Stream, link: ClientLink) -> None:
@@ -139,7 +145,7 @@ class DisplayChannel:
         """Wait for the first complete picture. Raises what ended the connection before it."""
         while not self._something_new:
             await self.reading.wait()
-        self.last_look = Moment(self.changes.newest)
+        self._looked = self.changes.newest
 
     async def picture(self) -> Frame:
         """The first picture, on memory of our own: it outlasts this channel."""
@@ -160,7 +166,7 @@ class DisplayChannel:
         self._part_with_given()
         self._flush()
         self._given = frame
-        self.last_look = Moment(frame.serial, self.last_look.published)
+        self._looked = frame.serial
 
     # The display channel
 
@@ -339,11 +345,12 @@ class DisplayChannel:
     def about_to_act(self) -> None:
         """The program is about to send keys or moves: frames that came before do not tell of it."""
         self.reading.read_now()
-        self.last_look = Moment(max(self.last_look.serial, self.changes.newest))
+        self._looked = max(self._looked, self.changes.newest)
+        self._delivered = 0
 
     def acted(self, delivered_ns: int) -> None:
         """The server got them at that time (CLOCK_MONOTONIC in ns)."""
-        self.last_look = self.last_look._replace(published=delivered_ns)
+        self._delivered = delivered_ns
 
     async def newest(self) -> Frame | None:
         """The newest frame, which may be the one that was given last; None where that is gone.
@@ -396,7 +403,7 @@ class DisplayChannel:
             if self._full:
                 self._make_own_before()
         self._given = frame
-        self.last_look = Moment(frame.serial, self.last_look.published)
+        self._looked = frame.serial
         return frame
 
     def _part_with_given(self) -> None:
