@@ -498,9 +498,10 @@ TABLES = (
         "random pause of 0 to 20 ms between keys. spiceshm-server as it is by default, key() and "
         "wait_change(region); x11vnc -wait 1 -defer 1 -noscr (by default it is slower after keys) "
         "with asyncvnc, keyboard.press() and video.refresh() of the region until it is there, and "
-        "with vncdotool, keyPress() and expectRegion() of its threaded API; xdotool key --delay 0, "
-        "awaited, and then mss, screenshots of the region without a pause. CPU is that of one key "
-        "and what follows, with the processes that who looks starts. Nothing is pinned.",
+        "with vncdotool, keyPress() and expectRegion() of its threaded API (it leaves Nagle's "
+        "algorithm on, which is most of its time); xdotool key --delay 0, awaited, and then mss, "
+        "screenshots of the region without a pause. CPU is that of one key and what follows, with "
+        "the processes that who looks starts. Nothing is pinned.",
         ("spiceshm", "the other"),
         "less",
         tuple(_keys_rows()),
