@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ import trio
 
 import spiceshm
 from spiceshm.sources import xvfb
+from spiceshm.sources.processes import open_group
 from spiceshm.sources.xcb import XError
 from spiceshm.sources.xvfb import start_xvfb
 
@@ -234,6 +236,21 @@ async def test_a_program_may_take_its_time_to_end(place: Path) -> None:
     assert (place / "saved").exists()
     (place / "saved").unlink()
     (place / "ready").unlink()
+
+
+async def test_without_descriptors_programs_are_killed_all_the_same() -> None:
+    """Also what a program has started that has ended by itself."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with short_directory() as place:
+        try:
+            async with open_group() as group:
+                stubborn = f"trap '' TERM; sleep 1000 & echo $! > {place}/pid"
+                await (await group.start("sh", "-c", stubborn)).wait()
+                left = int((place / "pid").read_text())
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    until(lambda: not lives(left))
 
 
 NAMED = """

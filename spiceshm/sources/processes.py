@@ -95,9 +95,10 @@ class Group:
         with trio.move_on_after(GRACE_S):
             for program in self._programs:
                 await program.wait()
-            while others := self._others():  # what our programs have started
-                for pid in others:
-                    await _ended(pid)
+            with contextlib.suppress(OSError):  # no descriptor is left to look with
+                while others := self._others():  # what our programs have started
+                    for pid in others:
+                        await _ended(pid)
         os.killpg(self._guard.pid, signal.SIGKILL)
         for program in (*self._programs, self._guard):
             await program.wait()
