@@ -79,6 +79,9 @@ _CURSOR_SERVER = (
     cursor.CursorInvalOne,
     cursor.CursorInvalAll,
 )
+_CURSOR_EMPTIES = (cursor.CursorReset, cursor.CursorInvalOne, cursor.CursorInvalAll)
+"""What stock servers repeat behind RESET, when a virtual machine starts again."""
+
 _DISPLAY_CLIENT = (display.PreferredCompression, display.PreferredVideoCodecType)
 _ANY_SURFACE = (display.Mark, display.Reset, display.MonitorsConfig)
 
@@ -134,7 +137,7 @@ TABLES: dict[str, Table] = {
         State.OPEN: _stay(State.OPEN, inputs.KeyModifiers, inputs.MouseMotionAck, *_INPUTS_CLIENT),
     },
     "cursor": {
-        State.START: {cursor.CursorInit: State.OPEN},
+        State.START: {cursor.CursorInit: State.OPEN, **_stay(State.START, *_CURSOR_EMPTIES)},
         State.OPEN: {cursor.CursorReset: State.START, **_stay(State.OPEN, *_CURSOR_SERVER)},
     },
     "display": _display(),

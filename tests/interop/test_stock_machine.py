@@ -100,3 +100,21 @@ async def test_a_machine_without_a_tablet_is_moved_by_some() -> None:
         with pytest.raises(spiceshm.ViewOnly, match="usb-tablet"):
             await remote.move(3, 4)
         assert (await remote.cursor()).shape is None
+
+
+async def test_a_machine_that_starts_again_is_looked_at_on() -> None:
+    """Its server has the pointer reset twice before it tells of it again."""
+    with short_directory() as place:
+        monitor = f"{place}/monitor"
+        options = ("-vga", "qxl", "-monitor", f"unix:{monitor},server=on,wait=off")
+        async with machine(*options) as (remote, keys):
+            before = await begun(remote, keys)
+            await remote.cursor()
+            async with await trio.open_unix_socket(monitor) as console:
+                await console.send_all(b"system_reset\n")
+                await remote.wait_change()
+                with trio.fail_after(DEADLINE):
+                    while not got(keys, before):
+                        await remote.key("F1")
+                        await trio.sleep(0.01)
+            await remote.cursor()
