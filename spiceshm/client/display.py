@@ -324,6 +324,11 @@ class DisplayChannel:
         """Whether the server has lent all that it may."""
         return self.shared and len(self._leases) >= self._machine.credits
 
+    @property
+    def _held_by_views(self) -> bool:
+        """Whether nothing that we could give back would make room for a frame."""
+        return self._full and not (_is_lent(self._pending) or _is_lent(self._given))
+
     async def next_frame(self, loop: Frames) -> Frame:
         """The next step of a loop, which gives back its frame before."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -363,9 +368,11 @@ class DisplayChannel:
         self._make_own_before()
         if self._pending is None or self._pending.age > STALE_S:
             await self._catch_up()
+        if self._held_by_views and self._ended:  # another task let go of some meanwhile
+            await self._catch_up()
         if self.reading.failure is not None:
             raise self.reading.failure
-        if self._full and not (_is_lent(self._pending) or _is_lent(self._given)):
+        if self._held_by_views:
             raise FramesHeld(self._held())
         if self._something_new:
             return self._give()
@@ -498,16 +505,20 @@ class DisplayChannel:
             with trio.move_on_at(began + HELD_WARNING_S):
                 await self.reading.wait()
                 return began
-            if not self._full:
+            if not self._full_still():
                 return None
             self._warned = True
             log.warning("%s", self._held())
         with trio.move_on_at(began + HELD_LIMIT_S):
             await self.reading.wait()
             return began
-        if not self._full:
+        if not self._full_still():
             return None
         raise FramesHeld(self._held())
+
+    def _full_still(self) -> bool:
+        self._flush()  # what was let go of just now
+        return self._full
 
     def _held(self) -> str:
         oldest = max(time.monotonic() - lease.since for lease in self._leases.values())
