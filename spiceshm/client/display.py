@@ -322,7 +322,7 @@ class DisplayChannel:
     @property
     def _full(self) -> bool:
         """Whether the server has lent all that it may."""
-        return self.shared and len(self._leases) >= self._machine.credits
+        return len(self._leases) >= self._machine.credits and self.shared
 
     @property
     def _held_by_views(self) -> bool:
@@ -339,7 +339,8 @@ class DisplayChannel:
                 self._given = None
         self._part_with_given()
         self._flush()
-        if await self._shows_old():
+        away = trio.current_time() - self.reading.program_left > STALE_S
+        if (away or self._pending is not None) and await self._shows_old(away):
             await self._catch_up()
         held_since: float | None = None
         while not self._something_new:
@@ -451,7 +452,8 @@ class DisplayChannel:
         Whatever another task was given, or will be, is not kept from the server for long: that may
         wait for it before it shows the next.
         """
-        if _is_lent(self._pending) or _is_lent(self._given):
+        nothing_here = self._pending is None and self._given is None  # as in a loop
+        if not nothing_here and (_is_lent(self._pending) or _is_lent(self._given)):
             with trio.move_on_after(KEEP_S):
                 await self.reading.wait()
                 return held_since
@@ -463,12 +465,12 @@ class DisplayChannel:
         await self.reading.wait()
         return None
 
-    async def _shows_old(self) -> bool:
-        """Whether a frame lies here, or in the socket, that came while the program was away.
+    async def _shows_old(self, away: bool) -> bool:
+        """Whether a frame lies here, or in the socket, that came while the program was ``away``.
 
         Who was away finds frames without waiting for any, so others get their turn here.
         """
-        if trio.current_time() - self.reading.program_left > STALE_S:
+        if away:
             await trio.lowlevel.checkpoint()
             await self.reading.have_read()
             return self._pending is not None and self._pending.age > STALE_S
