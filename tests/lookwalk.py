@@ -388,7 +388,7 @@ class Judge(Walker):
                 assert not missed, f"missed {missed[0].serial}, later than {serial}"
             return
         if self.world.shared and modes == self.server.modes:
-            kept = {change.serial for change in self.remote._channel.changes._kept}
+            kept = {serial for serial, *_ in self.remote._channel.changes._kept}
             reason = self.server.drawn(serial, box, 0, time.monotonic())
             assert reason or serial not in kept, f"nothing in {box} changed after {serial}"
             assert frame.serial > serial
