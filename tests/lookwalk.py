@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SIZES = [(48, 32), (20, 40), (64, 8)]
 KNOWN = 4000
 """Pictures that are remembered."""
-PAUSES = [0.0, 0.0, 0.001, 0.015, 0.12]
+PAUSES = [0.0] * 4 + [0.001] * 3 + [0.015] * 2 + [0.12]
 STEP_S = 10.0
 """No step takes so long, whatever else the machine does."""
 FRESH_S = 0.02
@@ -301,7 +301,7 @@ class Server:
         everywhere = all(
             reader.segments.issuperset(pool.segments) for reader in pool.readers if reader.credits
         )
-        if not pool._complete or not everywhere or pool.starved:
+        if self.surface._growing or pool.starved or not everywhere:
             self._disturbed = time.monotonic()
         return self._disturbed
 
@@ -310,16 +310,16 @@ class Server:
         async with trio.open_nursery() as nursery:
             while time.monotonic() < until:
                 step = self.rng.random()
-                if step < 0.02:
+                if step < 0.004:
                     self._disturbed = time.monotonic()
                     self.modes += 1
                     self._resize()
-                elif step < 0.05:
+                elif step < 0.008:
                     self._disturbed = time.monotonic()
                     await self.surface.forget()
-                elif step < 0.07:
+                elif step < 0.015:
                     nursery.start_soon(self._another)
-                elif step < 0.2:
+                elif step < 0.1:
                     self.draw()
                     with trio.move_on_after(0.1):
                         await self.surface.consumed(self.surface.serial)
@@ -372,7 +372,7 @@ class Judge(Walker):
         since = self.rng.choice(
             [None, self.world.newest, self.world.newest - self.rng.randrange(9)]
         )
-        timeout = self.rng.choice([0, 0.02, 0.15, 0.4])
+        timeout = self.rng.choice([0, 0.02, 0.02, 0.3])
         before, modes = self.world.newest, self.server.modes
         serial = before if since is None else since
         began = time.monotonic()

@@ -1,6 +1,7 @@
 """Programs that look in all ways at once, at random, and are given only what is right.
 
-SPICESHM_WALK_SECONDS=60 walks for so long in each case, from other seeds each time.
+SPICESHM_WALK_SECONDS=60 walks for so long in each case, from another seed each time, which failures
+name: SPICESHM_WALK_SEED=... makes the same choices again, but not at the same moments.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ async def test_what_is_given_is_right_whatever_is_done(
     address: str, credits: int, shm: str, programs: int
 ) -> None:
     seed = f"{SEED} {credits} {shm} {programs}"
-    print("seed", seed)
+    print(f"SPICESHM_WALK_SEED={SEED}")
     until = time.monotonic() + SECONDS
     async with spiceshm.serve(address) as display:
         server = Server(display, random.Random(seed), seed)
@@ -69,7 +70,7 @@ async def test_what_is_given_is_right_whatever_is_done(
                     walker.server = server
                     walkers.append(walker)
                     nursery.start_soon(walker.walk, until)
-            assert world.given > 10 * SECONDS
+            assert world.given > 2 * SECONDS
             await nothing_is_left(server, remote, walkers)
 
 
@@ -101,7 +102,7 @@ async def test_what_another_process_draws_is_right(
     address: str, credits: int, programs: int
 ) -> None:
     seed = f"{SEED} process {credits} {programs}"
-    print("seed", seed)
+    print(f"SPICESHM_WALK_SEED={SEED}")
     command = [sys.executable, "-m", "tests.lookwalk", address, seed]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
@@ -116,6 +117,6 @@ async def test_what_another_process_draws_is_right(
                     for number in range(programs):
                         rng = random.Random(f"{seed} {number}")
                         walking.start_soon(Walker(remote, world, rng, credits).walk, until)
-                assert world.given > 10 * SECONDS
+                assert world.given > 2 * SECONDS
         finally:
             process.kill()
