@@ -79,6 +79,8 @@ class StockServer:
         self.refusal: LinkError | None = None
         self.modes, self.mode = BOTH, int(MouseMode.CLIENT)
         self.acks = True
+        self.answers = True
+        """Whether it answers requests for a mouse mode."""
         self.linked: list[ChannelType] = []
         """Every channel that a client has asked for."""
         self._ends: dict[ChannelType, End] = {}
@@ -144,6 +146,8 @@ class StockServer:
             asked += 1
             request = (await end.find(main.MouseModeRequest, asked))[-1]
             assert isinstance(request, main.MouseModeRequest)
+            if not self.answers:
+                continue
             self.mode = request.mode
             end.put(main.MouseMode(self.modes, self.mode))
 

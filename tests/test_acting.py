@@ -16,6 +16,7 @@ import trio.testing
 import spiceshm
 from spiceshm.client import cursor as client_cursor
 from spiceshm.client import inputs as client_inputs
+from spiceshm.client import session as client_session
 from spiceshm.events import (
     CAPS_LOCK,
     LEFT,
@@ -583,6 +584,24 @@ async def test_who_waits_when_the_server_goes_is_told(address: str) -> None:
             server.leave()
             with trio.fail_after(SOON):
                 await told.wait()
+
+
+async def test_a_server_that_never_answers_is_not_waited_for_for_ever(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_inputs, "DONE_S", 0.2)
+    monkeypatch.setattr(client_session, "HANDSHAKE_S", 0.3)
+    async with stockserver.serving(address) as server:
+        server.answers = False
+        async with spiceshm.connect(address) as display:
+            with trio.fail_after(SOON):
+                with pytest.raises(spiceshm.Timeout, match=r"main\.mouse_mode did not come"):
+                    await display.move_by(1, 1)
+                await display.move(1, 1)
+                server.acks = False
+                for _ in range(2):
+                    with pytest.raises(spiceshm.Timeout, match=r"inputs\.mouse_motion_ack did not"):
+                        await display.key("a")
 
 
 async def test_after_the_block_every_call_is_told(address: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from ..errors import CannotType, LinkRefused, SpiceShmError, ViewOnly
+from ..errors import CannotType, LinkRefused, SpiceShmError, Timeout, ViewOnly
 from ..events import CAPS_LOCK as CAPS
 from ..events import EXTRA, LEFT, MIDDLE, RIGHT, SIDE, WHEEL_DOWN, WHEEL_UP, Key
 from ..protocol.inputs import ClientInputs, key_message
@@ -42,6 +42,9 @@ PAUSE_S = 0.01
 
 LOCKS_S = 0.25
 """How long a lock key waits to be told that the lock changed: servers tell it by and by."""
+
+DONE_S = 30.0
+"""How long a server may take to do what it was sent."""
 
 DRAG_STEPS = 3
 """Places on the way of a drag: who gets but one motion may take it for a click."""
@@ -301,8 +304,14 @@ class Inputs(LaterChannel):
 
     async def _done(self) -> None:
         """Wait until the server has done all that was sent."""
-        while self._machine.unacked:
-            await self._news()
+        with trio.move_on_after(DONE_S):
+            while self._machine.unacked:
+                await self._news()
+        if self._machine.unacked:
+            raise Timeout(
+                f"{self._session.address}: inputs.mouse_motion_ack did not come within {DONE_S:g} "
+                "s, so nobody knows whether keys and moves were done"
+            )
         if self._machine.stamp:
             self._session.acted(self._machine.stamp)
 

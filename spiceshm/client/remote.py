@@ -161,8 +161,9 @@ class RemoteDisplay:
         return rgb
 
     # Acting: each call returns when the server has done it, and raises ViewOnly where that is not
-    # wanted here or there, and what ended the connection. A call that is cancelled may have been
-    # sent, all of it or a piece of a long text; it leaves no key and no button down.
+    # wanted here or there, Timeout where the server does not say within 30 s that it is done, and
+    # what ended the connection. A call that is cancelled may have been sent, all of it or a piece
+    # of a long text; it leaves no key and no button down.
 
     async def type(self, text: str) -> None:
         """Type a text with the keys that the layout ``connect(keyboard=...)`` has for it.

@@ -17,6 +17,7 @@ from ..errors import (
     MemoryRefused,
     ProtocolError,
     SpiceShmError,
+    Timeout,
 )
 from ..nursery import open_nursery
 from ..protocol import Channel, ClientLink
@@ -157,7 +158,10 @@ class Session:
         async with open_nursery() as nursery:
             try:
                 self.run(partial(channel.reading.run, link.rest), channel, nursery)
-                frame = await channel.picture()
+                with trio.fail_after(HANDSHAKE_S):
+                    frame = await channel.picture()
+            except trio.TooSlowError:
+                raise Timeout(f"{self.address}: no picture came within {HANDSHAKE_S:g} s") from None
             finally:
                 nursery.cancel_scope.cancel()
                 channel.close()
@@ -221,7 +225,10 @@ class Session:
         return self._main.channels is None or channel in self._main.channels
 
     async def mouse_mode(self, mode: MouseMode) -> bool:
-        """Have the pointer moved so; returns whether the server does."""
+        """Have the pointer moved so; returns whether the server does.
+
+        Raises Timeout if it does not answer, and what ended the connection.
+        """
         assert self._main is not None
         self.check()
         try:
@@ -232,7 +239,9 @@ class Session:
             while self._main.requested:
                 await self._main.news()
                 self.check()
-        self._main.requested = False
+        if self._main.requested:
+            self._main.requested = False
+            raise Timeout(f"{self.address}: main.mouse_mode did not come within {HANDSHAKE_S:g} s")
         return self._main.mouse_mode == mode
 
     async def open(self, channel: ChannelType) -> tuple[Stream, ClientLink]:
