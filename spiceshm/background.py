@@ -109,6 +109,7 @@ class _Call(Generic[T]):
 
     def result(self) -> T:
         """What the function returned or raised."""
+        __tracebackhide__ = True
         error, self._error = self._error, None
         if error is None:
             return cast("T", self._value)
@@ -150,6 +151,7 @@ class Place:
         Interrupted, as by Ctrl-C, it is cancelled and has ended before the interruption is raised;
         a second interruption does not wait for that.
         """
+        __tracebackhide__ = True  # pytest shows whose call it was, not how calls get there
         return self.loop.run(_Call(self, function))
 
     def refuse(self, call: _Call[Any]) -> None:
@@ -183,6 +185,7 @@ class Loop(Place):
 
     def run(self, call: _Call[T]) -> T:
         """As `Place.call`."""
+        __tracebackhide__ = True
         if self.here:
             raise RuntimeError(
                 "spiceshm.sync is called in its own thread, by a finaliser that happened to run "

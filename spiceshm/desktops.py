@@ -9,15 +9,17 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from .client import RemoteDisplay, connect
+from .client.remote import TIMEOUT_S
+from .errors import Timeout
 from .nursery import open_nursery
 from .server import serve
 from .sources.xvfb import Xvfb, open_own_desktop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import trio
 
 
 class Desktop:
@@ -63,14 +65,23 @@ class Desktop:
         """
         return await self._xvfb.run(*command)
 
-    async def wait(self) -> int:
+    async def wait(self, *, timeout: float | None = TIMEOUT_S) -> int:
         """Wait for the end of `process`; its exit status, or -N if signal N killed it.
 
-        The desktop stays. Raises ValueError if it was made without a program.
+        The desktop stays. Raises Timeout if it has not ended within ``timeout`` seconds (None: no
+        limit), ValueError if the desktop was made without a program.
         """
         if self._process is None:
             raise ValueError("this desktop was made without a program to wait for")
-        return await self._process.wait()
+        return await end_of(self._process, timeout)
+
+
+async def end_of(process: trio.Process, timeout: float | None) -> int:
+    """Wait for the end of a program; its exit status. Raises Timeout, which names it."""
+    with trio.move_on_after(float("inf") if timeout is None else timeout):
+        return await process.wait()
+    command = process.args[0] if isinstance(process.args, list | tuple) else process.args
+    raise Timeout(f"{command!r} has not ended within {timeout:g} s")
 
 
 @contextlib.asynccontextmanager

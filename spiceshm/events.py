@@ -5,7 +5,7 @@ Nothing here knows of messages: the server makes these of what clients send, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -68,6 +68,6 @@ class CursorShape:
     ``hot_x``, ``hot_y`` is the pixel of it that points. The array must not be written any more.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] = field(repr=False)
     hot_x: int
     hot_y: int

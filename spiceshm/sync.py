@@ -185,29 +185,29 @@ class RemoteDisplay:
         return Host(self._host, self._host.name).opened(lambda: self._remote.hold_button(button))
 
     @_as(client.RemoteDisplay.move)
-    def move(self, x: int, y: int) -> None:
+    def move(self, x: float, y: float) -> None:
         self._host.call(lambda: self._remote.move(x, y))
 
     @_as(client.RemoteDisplay.move_by)
-    def move_by(self, dx: int, dy: int) -> None:
+    def move_by(self, dx: float, dy: float) -> None:
         self._host.call(lambda: self._remote.move_by(dx, dy))
 
     @_as(client.RemoteDisplay.click)
-    def click(self, x: int | None = None, y: int | None = None, button: str = "left") -> None:
+    def click(self, x: float | None = None, y: float | None = None, button: str = "left") -> None:
         self._host.call(lambda: self._remote.click(x, y, button))
 
     @_as(client.RemoteDisplay.double_click)
     def double_click(
-        self, x: int | None = None, y: int | None = None, button: str = "left"
+        self, x: float | None = None, y: float | None = None, button: str = "left"
     ) -> None:
         self._host.call(lambda: self._remote.double_click(x, y, button))
 
     @_as(client.RemoteDisplay.drag)
-    def drag(self, x: int, y: int, to_x: int, to_y: int, button: str = "left") -> None:
+    def drag(self, x: float, y: float, to_x: float, to_y: float, button: str = "left") -> None:
         self._host.call(lambda: self._remote.drag(x, y, to_x, to_y, button))
 
     @_as(client.RemoteDisplay.scroll)
-    def scroll(self, clicks: int, x: int | None = None, y: int | None = None) -> None:
+    def scroll(self, clicks: int, x: float | None = None, y: float | None = None) -> None:
         self._host.call(lambda: self._remote.scroll(clicks, x, y))
 
     @_as(client.RemoteDisplay.cursor)
@@ -277,9 +277,12 @@ class Process:
 
         return self._host.call(poll)
 
-    def wait(self) -> int:
-        """Wait for its end; its exit status, or -N if signal N killed it."""
-        return self._host.call(self._process.wait)
+    def wait(self, *, timeout: float | None = TIMEOUT_S) -> int:
+        """Wait for its end; its exit status, or -N if signal N killed it.
+
+        Raises Timeout if it has not ended within ``timeout`` seconds (None: no limit).
+        """
+        return self._host.call(lambda: desktops.end_of(self._process, timeout))
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
@@ -344,8 +347,8 @@ class Desktop:
         return Process(self._host.call(lambda: self._own.run(*command)), self._host)
 
     @_as(desktops.Desktop.wait)
-    def wait(self) -> int:
-        return self._host.call(self._own.wait)
+    def wait(self, *, timeout: float | None = TIMEOUT_S) -> int:
+        return self._host.call(lambda: self._own.wait(timeout=timeout))
 
 
 @_as(desktops.desktop)

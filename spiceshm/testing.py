@@ -1,6 +1,6 @@
 """For pytest: desktops for tests of programs with windows, and a picture of them when one fails.
 
-In ``conftest.py``::
+In the topmost ``conftest.py``::
 
     pytest_plugins = ["spiceshm.testing"]
 
@@ -17,6 +17,7 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from PIL import Image
 
 from . import sync
 from .errors import SpiceShmError
@@ -76,7 +77,7 @@ def pytest_runtest_makereport(
 def _picture(desktop: sync.Desktop, path: Path) -> str:
     """Save a picture; words that say where, or why there is none."""
     try:
-        path.write_bytes(desktop.display.latest().png())
+        Image.fromarray(desktop.display.screenshot(cursor=True)).save(path)
     except (SpiceShmError, OSError) as error:  # the report is of the test's failure, not of this
         return f"no picture: {error}"
     return f"what it showed: {path}"

@@ -474,7 +474,8 @@ async def test_places_that_there_are_not_send_nothing(address: str, act: Act) ->
 async def test_numbers_of_numpy_are_numbers(address: str) -> None:
     async with both_ends(address) as (it, program):
         await it.remote.move(np.int64(3), np.uint8(4))
-        assert program.taken() == [PointerTo(3, 4)]
+        await it.remote.move(*np.array([[2, 8], [3, 9]]).mean(axis=0))
+        assert program.taken() == [PointerTo(3, 4), PointerTo(2, 8)]
 
 
 @pytest.mark.parametrize("name", ACTS)

@@ -412,3 +412,11 @@ def test_xvfb_dies_under_a_server(place: Path) -> None:
         assert server.wait() == 1
         said = f"spiceshm-server: Xvfb {server.display} ended with status 0"
         assert server.errors.splitlines()[-1].startswith(said)
+
+
+async def test_who_waits_for_a_program_in_vain_is_told(place: Path) -> None:
+    async with spiceshm.desktop("sleep", "600", width=64, height=48) as own:
+        with pytest.raises(spiceshm.Timeout, match=r"'sleep' has not ended within 0\.1 s"):
+            await own.wait(timeout=0.1)
+        own.process.send_signal(signal.SIGTERM)
+        assert await own.wait(timeout=None) == -signal.SIGTERM

@@ -153,23 +153,23 @@ class Inputs(LaterChannel):
 
     # Pointer
 
-    async def move(self, x: int, y: int) -> None:
+    async def move(self, x: float, y: float) -> None:
         """See `RemoteDisplay.move`."""
         place = self._spot(x, y)
         async with self._acting():
             await self._positions_taken()
             await self._deliver(self._to(place))
 
-    async def move_by(self, dx: int, dy: int) -> None:
+    async def move_by(self, dx: float, dy: float) -> None:
         """See `RemoteDisplay.move_by`."""
-        dx, dy = operator.index(dx), operator.index(dy)
+        dx, dy = round(dx), round(dy)
         if max(abs(dx), abs(dy)) > MOST_PIXELS:
             raise ValueError(f"nothing moves by {dx}, {dy} pixels")
         async with self._acting():
             await self._session.mouse_mode(MouseMode.SERVER)
             await self._deliver([MouseMotion(dx, dy, self._mask)])
 
-    async def click(self, x: int | None, y: int | None, button: str, *, times: int = 1) -> None:
+    async def click(self, x: float | None, y: float | None, button: str, *, times: int = 1) -> None:
         """See `RemoteDisplay.click` and `RemoteDisplay.double_click`."""
         number, place = _button(button), self._place(x, y)
         async with self._acting():
@@ -177,7 +177,7 @@ class Inputs(LaterChannel):
             clicks = (self._clicked(number) for _ in range(times))
             await self._deliver(chain(self._to(place), *clicks))
 
-    async def drag(self, x: int, y: int, to_x: int, to_y: int, button: str) -> None:
+    async def drag(self, x: float, y: float, to_x: float, to_y: float, button: str) -> None:
         """See `RemoteDisplay.drag`."""
         number, begin, end = _button(button), self._spot(x, y), self._spot(to_x, to_y)
         async with self._acting():
@@ -187,7 +187,7 @@ class Inputs(LaterChannel):
             down, up = self._button_down(number), self._button_up(number)
             await self._deliver(chain(self._to(begin), down, moves, up))
 
-    async def scroll(self, clicks: int, x: int | None, y: int | None) -> None:
+    async def scroll(self, clicks: int, x: float | None, y: float | None) -> None:
         """See `RemoteDisplay.scroll`."""
         number = WHEEL_DOWN if clicks > 0 else WHEEL_UP
         left, place = abs(operator.index(clicks)), self._place(x, y)
@@ -208,7 +208,7 @@ class Inputs(LaterChannel):
         async with self._holding(down, up):
             yield
 
-    def _place(self, x: int | None, y: int | None) -> Place | None:
+    def _place(self, x: float | None, y: float | None) -> Place | None:
         """A place of the display, None if neither is given. Raises ValueError."""
         if x is None and y is None:
             return None
@@ -216,9 +216,9 @@ class Inputs(LaterChannel):
             raise ValueError(f"a place has both x and y: {x}, {y}")
         return self._spot(x, y)
 
-    def _spot(self, x: int, y: int) -> Place:
+    def _spot(self, x: float, y: float) -> Place:
         """A place of the display. Raises ValueError."""
-        x, y = operator.index(x), operator.index(y)
+        x, y = round(x), round(y)  # the middle of what was found in a picture is seldom whole
         width, height = self._session.size
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"({x}, {y}) is outside of the display, which is {width}x{height}")

@@ -88,10 +88,10 @@ class RemoteDisplay:
     def frames(self) -> Frames:
         """Frames as they come, newest first, never a backlog: ``async for frame in ...``.
 
-        A frame is released when the next one is asked for, unless `latest` and the like gave it
-        to somebody too. Raises Disconnected when the server
-        goes, and FramesHeld when views of earlier frames, that you kept, hold all that the server
-        lends for longer than 5 s.
+        It begins with the first that you were not given yet, by whatever call. A frame is released
+        when the next one is asked for. Raises Disconnected when the server goes, and FramesHeld
+        when views of earlier frames, that you kept, hold all that the server lends for longer than
+        5 s.
         """
         return Frames(self._channel)
 
@@ -200,22 +200,24 @@ class RemoteDisplay:
         """
         return self._inputs.hold_button(button)
 
-    async def move(self, x: int, y: int) -> None:
-        """Put the pointer to a place, in pixels from the left and the top.
+    async def move(self, x: float, y: float) -> None:
+        """Put the pointer to a place, in pixels from the left and the top; fractions are rounded.
 
         Raises ValueError for a place outside of the display, ViewOnly (also where a server takes
         no positions, as a virtual machine without a tablet), and what ended the connection.
         """
         await self._inputs.move(x, y)
 
-    async def move_by(self, dx: int, dy: int) -> None:
+    async def move_by(self, dx: float, dy: float) -> None:
         """Move the pointer by so many pixels, right and down.
 
         Raises ViewOnly, and what ended the connection.
         """
         await self._inputs.move_by(dx, dy)
 
-    async def click(self, x: int | None = None, y: int | None = None, button: str = "left") -> None:
+    async def click(
+        self, x: float | None = None, y: float | None = None, button: str = "left"
+    ) -> None:
         """Click at a place, in pixels, or where the pointer is.
 
         Raises as `move`, and CannotType for a name that no button has.
@@ -223,19 +225,21 @@ class RemoteDisplay:
         await self._inputs.click(x, y, button)
 
     async def double_click(
-        self, x: int | None = None, y: int | None = None, button: str = "left"
+        self, x: float | None = None, y: float | None = None, button: str = "left"
     ) -> None:
         """Click twice at a place, in pixels, or where the pointer is. Raises as `click`."""
         await self._inputs.click(x, y, button, times=2)
 
-    async def drag(self, x: int, y: int, to_x: int, to_y: int, button: str = "left") -> None:
+    async def drag(
+        self, x: float, y: float, to_x: float, to_y: float, button: str = "left"
+    ) -> None:
         """Press a button at a place, move to another in some steps, and let go.
 
         Places are in pixels. Raises as `click`.
         """
         await self._inputs.drag(x, y, to_x, to_y, button)
 
-    async def scroll(self, clicks: int, x: int | None = None, y: int | None = None) -> None:
+    async def scroll(self, clicks: int, x: float | None = None, y: float | None = None) -> None:
         """Turn the wheel by so many clicks, down if positive, at a place or where the pointer is.
 
         Raises as `move`.
