@@ -50,7 +50,7 @@ async def machine(*options: str) -> AsyncIterator[tuple[RemoteDisplay, Path]]:
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             try:
                 await eventually((place / "s").exists)
-                async with spiceshm.connect(f"unix:{place}/s") as remote:
+                async with spiceshm.connect(f"unix:{place}/s", wait_server=20) as remote:
                     yield remote, place / "keys"
             finally:
                 process.kill()
