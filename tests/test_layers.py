@@ -36,7 +36,7 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("client",): ("spiceshm.server", "spiceshm.sources", "spiceshm.cli"),
     ("sources", "server", "client"): ("spiceshm.desktops",),
     ("sources", "server", "client", "desktops", "cli"): ("spiceshm.testing",),
-    ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery"),
+    ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery", "!errors"),
     ("testing",): (PACKAGE, "!sync", "!errors"),
     ("wire", "protocol", "memory"): ("trio", "socket", "time", "asyncio", "select", "threading"),
 }

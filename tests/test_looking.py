@@ -18,7 +18,7 @@ from PIL import Image
 
 import spiceshm
 from spiceshm.client.changes import Changes, Moment
-from spiceshm.client.display import DisplayChannel
+from spiceshm.client.display import STALE_S, DisplayChannel
 from spiceshm.client.frame import Copies
 from spiceshm.client.session import Session
 from spiceshm.transport import Stream
@@ -67,6 +67,7 @@ async def test_latest_is_the_newest_whatever_was_missed(
             for _ in range(step):
                 surface.draw(picture(step))
                 await trio.sleep(0.003 * (step % 3))
+            await trio.sleep(2 * STALE_S)  # a look may be so much behind
             with trio.fail_after(10):  # ordinary SPICE has no way to ask
                 while not np.array_equal(rgb((await remote.latest()).pixels), rgb(picture(step))):
                     assert shm == "off"

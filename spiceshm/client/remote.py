@@ -106,6 +106,8 @@ class RemoteDisplay:
     async def latest(self) -> Frame:
         """The newest frame, the same as before if there is no newer one. Does not wait for one.
 
+        It may be a hundredth of a second behind what the server shows.
+
         Raises FramesHeld where nobody can know which is the newest, because your views hold all
         frames that the server lends.
         """
