@@ -21,7 +21,10 @@ LEFT, MIDDLE, RIGHT, WHEEL_UP, WHEEL_DOWN, SIDE, EXTRA = range(1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key goes down or up; ``code`` is a scan code as in `scancodes`. Repeated downs repeat."""
+    """A key goes down or up; ``code`` is a scan code as in `scancodes`.
+
+    A client may repeat the down of a key that it holds; X servers repeat by themselves.
+    """
 
     code: int
     down: bool

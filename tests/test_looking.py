@@ -416,6 +416,18 @@ async def test_no_time_is_enough_for_what_is_there(address: str, shm: str) -> No
             await remote.wait_change(timeout=0.01)
 
 
+async def test_who_waits_in_vain_is_told_of_a_server_that_is_silent(address: str) -> None:
+    async with both_ends(address) as (_, _, remote):
+        await remote.latest()
+        for wait in (remote.wait_change, remote.wait_stable):
+            remote._channel.heard -= 100
+            with pytest.raises(spiceshm.Timeout, match=r"; the server has been silent for 10\d s$"):
+                await wait(timeout=0)
+            remote._channel.heard = time.monotonic()
+            with pytest.raises(spiceshm.Timeout, match=r" within 0 s$"):
+                await wait(timeout=0)
+
+
 async def test_an_impossible_region_is_named(address: str) -> None:
     async with both_ends(address) as (_, _, remote):
         for region in ((0, 0, HEIGHT + 1, 1), (4, 4, 4, 8), (-1, 0, 4, 4), (0, 0, 1, WIDTH + 1)):

@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..client.keyboard import Keyboard
+from ..client.remote import TIMEOUT_S
+from ..client.waits import silence
 from ..errors import CannotType, SpiceShmError, Timeout
 from .common import UsageError, one_line, reason, until_interrupted
 from .connecting import connected
@@ -25,11 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from ..client import RemoteDisplay
-
-STABLE_TIMEOUT_S = 30.0
-
-SILENT_S = 3.0
-"""Our server says something every second, also when nothing changes."""
 
 _SETTINGS = {"region": LOOKS, "timeout": frozenset({"wait-stable"})}
 """Steps that do nothing themselves, and those behind them that they are for."""
@@ -107,7 +104,7 @@ def _usage(option: str) -> Iterator[None]:
 def plan(steps: Sequence[Step], *, cursor: bool) -> list[Action]:
     """What is to be done, each with the settings that hold for it."""
     region: Region | None = None
-    timeout = STABLE_TIMEOUT_S
+    timeout = TIMEOUT_S
     actions = []
     for step in steps:
         if step.option == "region":
@@ -198,7 +195,7 @@ async def _wait_change(display: RemoteDisplay, action: Action) -> dict[str, Any]
         frame = await display.wait_change(action.region, timeout=most)
     except Timeout:
         raise Timeout(
-            f"nothing changed{_inside(action.region)} within {most:g} s{_silence(display)}"
+            f"nothing changed{_inside(action.region)} within {most:g} s{silence(display.silent_s)}"
         ) from None
     return {"serial": frame.serial}
 
@@ -211,7 +208,7 @@ async def _wait_stable(display: RemoteDisplay, action: Action) -> dict[str, Any]
     except Timeout:
         raise Timeout(
             f"changes{_inside(action.region)} did not stop for {quiet:g} s "
-            f"within {action.timeout:g} s{_silence(display)}"
+            f"within {action.timeout:g} s{silence(display.silent_s)}"
         ) from None
     return {"serial": frame.serial}
 
@@ -239,11 +236,6 @@ def _spelled(region: Region | None) -> str:
 
 def _inside(region: Region | None) -> str:
     return "" if region is None else f" in {_spelled(region)}"
-
-
-def _silence(display: RemoteDisplay) -> str:
-    silent = display.silent_s
-    return f"; the server has been silent for {silent:.0f} s" if silent > SILENT_S else ""
 
 
 def _check_inside(display: RemoteDisplay, region: Region | None) -> None:

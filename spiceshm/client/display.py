@@ -497,6 +497,8 @@ class DisplayChannel:
             for _ in range(TURNS):
                 await trio.lowlevel.checkpoint()
                 await self.reading.have_read()
+            if self._freed == freed:  # there is nothing newer, so nobody need ask again
+                self._freed = None
 
     async def _wait_held(self, since: float | None) -> float | None:
         """Wait, but not for ever, where the program's own views are what prevents a frame.

@@ -82,9 +82,11 @@ def _limit(channel: DisplayChannel, timeout: float | None, complaint: str) -> It
     with trio.move_on_after(timeout) as scope:
         yield
     if scope.cancelled_caught:
-        raise Timeout(f"{channel.address}: {complaint} within {timeout:g} s{_silence(channel)}")
+        raise Timeout(
+            f"{channel.address}: {complaint} within {timeout:g} s{silence(channel.silent_s)}"
+        )
 
 
-def _silence(channel: DisplayChannel) -> str:
-    silent = channel.silent_s
-    return f"; nothing was heard of the server for {silent:.0f} s" if silent > SILENT_S else ""
+def silence(seconds: float) -> str:
+    """The end of a complaint about a server that was not heard of for so long, if that is long."""
+    return f"; the server has been silent for {seconds:.0f} s" if seconds > SILENT_S else ""
