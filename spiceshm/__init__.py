@@ -12,6 +12,7 @@ In reading order:
     wire                    every message, declared with construct
     protocol                the conversation without I/O: both ends, as tables and machines
     memory                  sealed segments, the leased pool of buffers
+    codecs                  pictures as ordinary SPICE carries them: LZ4, LZ
     transport               addresses, sockets, descriptors that travel
     server, client          where the three meet
     sources                 what a server can show: a test pattern, an X display

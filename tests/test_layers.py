@@ -30,6 +30,7 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
         "!scancodes",
     ),
     ("memory",): (PACKAGE, "!memory", "!errors", "!fds", "!region"),
+    ("codecs",): (PACKAGE, "!codecs", "!region"),
     ("transport",): (PACKAGE, "!transport", "!errors", "!fds", "!nursery"),
     ("sources",): ("spiceshm.client", "spiceshm.wire", "spiceshm.protocol", "spiceshm.transport"),
     ("server",): ("spiceshm.client", "spiceshm.sources", "spiceshm.cli"),
@@ -38,7 +39,14 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("sources", "server", "client", "desktops", "cli"): ("spiceshm.testing",),
     ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery", "!errors"),
     ("testing",): (PACKAGE, "!sync", "!errors"),
-    ("wire", "protocol", "memory"): ("trio", "socket", "time", "asyncio", "select", "threading"),
+    ("wire", "protocol", "memory", "codecs"): (
+        "trio",
+        "socket",
+        "time",
+        "asyncio",
+        "select",
+        "threading",
+    ),
 }
 """Modules at the top of the package, and what none of them imports; ``!`` makes an exception."""
 
@@ -141,6 +149,7 @@ TREES = {
     "protocol/link.py": ("def late():\n    import time\n", "time"),
     "memory/pool.py": ("from spiceshm.transport import Stream\n", "spiceshm.transport"),
     "memory/segment.py": ("import trio.lowlevel as low\n", "trio.lowlevel"),
+    "codecs/lz.py": ("from ..memory import Segment\n", "spiceshm.memory"),
     "transport/stream.py": ("from ..wire import Message\n", "spiceshm.wire"),
     "transport/__init__.py": ("from .. import memory as m\n", "spiceshm.memory"),
     "sources/x11.py": (

@@ -1,0 +1,182 @@
+"""SPICE's LZ image (LZ_RGB), which every client reads.
+
+The format: a header, then control bytes. One below 32 stands before that many pixels and one more,
+of three bytes each. Any other is a match: its upper three bits are how many pixels are repeated, in
+bytes behind it if they are many; its lower five and the next byte are how far back, and two bytes
+more if that is far. A match may overlap what it makes, so a run of one colour is a match of the
+pixel before it.
+
+Strategy: the search is done for all pixels of a block at once. Three places are tried for each: the
+pixel on its left, the one above, and the last one in the block where the same three pixels begin.
+Wherever neighbours go on at the same distance they are one match; the longest of the three is
+taken. So a picture takes longer than a loop in C would need for it, and a loop in Python very much
+longer.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MAGIC, _VERSION, _RGB32, _TOP_DOWN = 0x20205A4C, 0x00010001, 8, 1
+_HEADER = struct.Struct(">7I")
+_BLOCK = 1 << 17
+"""Pixels that are searched at once: what bounds the memory that it takes."""
+
+_MOST_LITERALS = 32
+_NEAR = 8191
+_FARTHEST = _NEAR + 0xFFFF
+"""Both as the format counts: one less than the distance."""
+
+_SHORT = 7
+"""A match of so many pixels or more has bytes of its own for its length."""
+
+
+class _Tokens(NamedTuple):
+    """What a block becomes: where each token begins, its pixels, and its distance; 0: literal."""
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    distance: NDArray[np.int64]
+
+
+def encode(words: NDArray[np.uint32]) -> bytes:
+    """The body of an LZ_RGB image of 32 bits a pixel, the top line first."""
+    height, width = words.shape
+    pixels = (words & np.uint32(0xFFFFFF)).ravel()
+    parts = [_HEADER.pack(_MAGIC, _VERSION, _RGB32, width, height, width * 4, _TOP_DOWN)]
+    for start in range(0, len(pixels), _BLOCK):
+        end = min(start + _BLOCK, len(pixels))
+        parts.append(_written(pixels[start:end], _tokens(pixels, start, end, width)).tobytes())
+    return b"".join(parts)
+
+
+# The search
+
+
+def _tokens(pixels: NDArray[np.uint32], start: int, end: int, width: int) -> _Tokens:
+    block = pixels[start:end]
+    distance = np.zeros(len(block), np.int64)
+    longest = np.zeros(len(block), np.int64)
+    for candidate in (
+        _same_at(pixels, start, end, width),
+        _same_at(pixels, start, end, 1),
+        _repeated(block),
+    ):
+        length = _run_lengths(candidate)
+        better = length > longest
+        np.copyto(distance, candidate, where=better)
+        np.copyto(longest, length, where=better)
+    return _in_short_literals(_without_short_matches(distance))
+
+
+def _same_at(pixels: NDArray[np.uint32], start: int, end: int, back: int) -> NDArray[np.int64]:
+    """``back`` wherever the pixel so far back is the same, else 0."""
+    found = np.zeros(end - start, np.int64)
+    first = max(start, back)
+    if first < end and back <= _FARTHEST:
+        same = pixels[first:end] == pixels[first - back : end - back]
+        np.multiply(same, back, out=found[first - start :])
+    return found
+
+
+def _repeated(block: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """How far back the last place is where the same three pixels begin; 0 where there is none."""
+    found = np.zeros(len(block), np.int64)
+    if len(block) < 4:
+        return found
+    mixed = block[:-2] * np.uint32(0x9E3779B1)
+    mixed ^= block[1:-1] * np.uint32(0x85EBCA77)
+    mixed ^= block[2:] * np.uint32(0xC2B2AE3D)
+    keys = (mixed >> np.uint32(16)).astype(np.uint16)
+    order = np.argsort(keys, kind="stable")
+    here, before = order[1:], order[:-1]
+    back = here - before
+    back *= (block[here] == block[before]) & (back <= _FARTHEST) & (keys[here] == keys[before])
+    found[here] = back
+    # What goes on at the same distance is as good behind the last three pixels that are the same.
+    for _ in range(2):
+        left = found[:-1]
+        at = np.flatnonzero((found[1:] == 0) & (left > 0)) + 1
+        good = at[block[at] == block[at - found[at - 1]]]
+        found[good] = found[good - 1]
+    return found
+
+
+def _run_lengths(distance: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each pixel, how many of its neighbours and itself have its distance; 0 where that is."""
+    starts, lengths = _runs(distance)
+    return np.repeat(np.where(distance[starts] > 0, lengths, 0), lengths)
+
+
+def _runs(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each run of equal values begins, and how long it is."""
+    starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
+    return starts, np.diff(starts, append=len(values))
+
+
+def _without_short_matches(distance: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Matches that take as much room as the pixels themselves are none."""
+    starts, lengths = _runs(distance)
+    worth = lengths > np.where(distance[starts] > _NEAR, 2, 1)
+    return np.repeat(np.where(worth, distance[starts], 0), lengths)
+
+
+def _in_short_literals(distance: NDArray[np.int64]) -> _Tokens:
+    """The runs as tokens, those of literals cut into as many as it takes."""
+    starts, lengths = _runs(distance)
+    literal = distance[starts] == 0
+    many = np.where(literal, -(-lengths // _MOST_LITERALS), 1)
+    which = np.repeat(np.arange(len(starts)), many)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(many) - many, many)
+    start = starts[which] + nth * _MOST_LITERALS
+    left = lengths[which] - nth * _MOST_LITERALS
+    length = np.where(literal[which], np.minimum(left, _MOST_LITERALS), left)
+    return _Tokens(start, length, distance[starts][which])
+
+
+# Writing it down
+
+
+def _written(block: NDArray[np.uint32], tokens: _Tokens) -> NDArray[np.uint8]:
+    start, length, distance = tokens
+    literal = distance == 0
+    back = distance - 1  # as the format has it
+    far = back >= _NEAR
+    long = np.where(~literal & (length >= _SHORT), (length - _SHORT) // 255 + 1, 0)
+    size = np.where(literal, 1 + 3 * length, 2 + long + 2 * far)
+    end = np.cumsum(size)
+    at = end - size
+    # What nobody writes below is 255: the bytes that say that a length or a distance goes on.
+    out = np.full(end[-1], 255, np.uint8)
+    high = np.where(far, 31, back >> 8)
+    out[at] = np.where(literal, length - 1, np.minimum(length, _SHORT) << 5 | high)
+    some = long > 0
+    out[(at + long)[some]] = (length[some] - _SHORT) % 255
+    near = ~literal & ~far
+    out[(at + 1 + long)[near]] = back[near] & 255
+    rest = back[far] - _NEAR
+    out[(at + 2 + long)[far]] = rest >> 8
+    out[(at + 3 + long)[far]] = rest & 255
+    _write_literals(out, block, at[literal] + 1, start[literal], length[literal])
+    return out
+
+
+def _write_literals(
+    out: NDArray[np.uint8],
+    block: NDArray[np.uint32],
+    at: NDArray[np.int64],
+    start: NDArray[np.int64],
+    length: NDArray[np.int64],
+) -> None:
+    """Three bytes of each pixel of the runs ``start``, ``length`` to the places ``at``."""
+    nth = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    places = np.repeat(at, length) + 3 * nth
+    values = block[np.repeat(start, length) + nth]
+    for byte in range(3):
+        out[places + byte] = values >> np.uint32(8 * byte) & np.uint32(255)
