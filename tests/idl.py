@@ -3,7 +3,8 @@
 A field becomes (name, shape). The shape is what lies on the wire: an integer type, enums and flags
 turned into theirs, or the name of a struct; behind it ``[count]`` for an array (``[]`` to the end
 of the body, ``[a * b]`` for image_size), ``*`` for a pointer, ``?`` for a part that a switch leaves
-out. Anything that the language does not have raises ValueError.
+out, with ``|`` between them where it has several. Anything that the language does not have raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _DECLARATION = r"(\w+) (\w+)(?: : BaseChannel)? \{(.*?)\};"
 _NUMBER = r"(\w+) = (\d+),"
 _CHANNEL = r"\w+ (\w+) = (\d+);"
 _MESSAGE = r"(?:(server|client):\s*)?message \{(.*?)\} (\w+) = (\d+);"
-_FIELD = r"(switch \(\w+\) \{\s*case !?\w+:\s*)?(\w+) (\*?)(\w+)(?:\[(.*?)\])?;(?(1)\s*\} u @anon;)"
+_FIELD = r"(\w+) (\*?)(\w+)(?:\[(.*?)\])?;"
+_CASES = r"switch \(\w+\) \{(.*?)\} u @anon;"
+_CASE = rf"case !?\w+:\s*({_FIELD})"
+_MEMBER = rf"(?:{_CASES}|({_FIELD}))"
 
 
 class Idl:
@@ -62,13 +66,21 @@ class Idl:
 
     def _fields(self, body: str) -> Fields:
         fields = []
-        for switch, kind, pointer, name, count in _every(_FIELD, body):
-            if kind not in self._types:
-                raise ValueError(f"{kind} is no type")
-            array = "" if count is None else f"[{count}]"
-            array = re.sub(r"image_size\(8, (\w+), (\w+)\)", r"\1 * \2", array)
-            fields.append((name, self._types[kind] + pointer + array + "?" * bool(switch)))
+        for cases, _, *field in _every(_MEMBER, body):
+            if cases is None:
+                fields.append(self._field(*field))
+                continue
+            choice = [self._field(*one) for _, *one in _every(_CASE, cases)]
+            [name] = {name for name, _ in choice}
+            fields.append((name, "|".join(dict.fromkeys(shape for _, shape in choice)) + "?"))
         return tuple(fields)
+
+    def _field(self, kind: str, pointer: str, name: str, count: str | None) -> tuple[str, str]:
+        if kind not in self._types:
+            raise ValueError(f"{kind} is no type")
+        array = "" if count is None else f"[{count}]"
+        array = re.sub(r"image_size\(8, (\w+), (\w+)\)", r"\1 * \2", array)
+        return name, self._types[kind] + pointer + array
 
 
 def _every(pattern: str, text: str) -> Iterator[tuple[str, ...]]:

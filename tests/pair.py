@@ -258,6 +258,14 @@ def draw(surface_id: int = 0) -> display.DrawCopy:
     return display.DrawCopy(surface_id, box, None, box, display.ROP_PUT, 0, display.NO_MASK, image)
 
 
+def fill(surface_id: int = 0) -> display.DrawFill:
+    """One pixel."""
+    brush = display.Brush(display.BRUSH_SOLID, 0x123456)
+    return display.DrawFill(
+        surface_id, types.Rect(0, 0, 1, 1), None, brush, display.ROP_PUT, display.NO_MASK
+    )
+
+
 def at(
     state: State,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from spiceshm.client.canvas import Canvas
 from spiceshm.client.frame import Copies
 from spiceshm.errors import RemoteProtocolError
 from spiceshm.wire import display
-from spiceshm.wire.types import Rect
+from spiceshm.wire.types import Point, Rect
 
 
 def copy(
@@ -34,6 +35,14 @@ def copy(
         display.NO_MASK,
         display.Image(0, 0, 0, width, height, bitmap),
     )
+
+
+def fill(
+    box: tuple[int, int, int, int], *, clip: object = None, rop: int = 8, mask: int = 0
+) -> display.DrawFill:
+    brush = display.Brush(display.BRUSH_SOLID, 0x123456)
+    qmask = display.QMask(0, Point(0, 0), mask)
+    return display.DrawFill(0, Rect(*box), clip, brush, rop, qmask)
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -60,6 +69,35 @@ def test_only_what_the_clip_lets_through() -> None:
     assert drawn == [(0, 0, 2, 2), (5, 5, 10, 20)]
     assert np.array_equal(canvas.pixels[5:, 5:], source[5:, 5:])
     assert not canvas.pixels[2:5].any()
+
+
+def test_a_box_of_one_colour() -> None:
+    canvas = Canvas(20, 10)
+    assert canvas.draw(fill((2, 3, 6, 9))) == [(2, 3, 6, 9)]
+    assert (canvas.pixels[2:6, 3:9, :3] == [0x56, 0x34, 0x12]).all()
+    canvas.pixels[2:6, 3:9] = 0
+    assert not canvas.pixels.any()
+    assert canvas.draw(fill((0, 0, 10, 20), clip=[(5, 5, 99, 99)])) == [(5, 5, 10, 20)]
+    assert canvas.pixels[5:, 5:, 0].all()
+    assert not canvas.pixels[:5].any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"box": (0, 0, 11, 6)}, "box"),
+        ({"box": (3, 0, 3, 6)}, "box"),
+        ({"clip": [(0, 0, 4, 6)] * 2}, "clip"),
+        ({"rop": 0x40}, "rop_descriptor"),
+        ({"mask": 41}, "mask"),
+    ],
+)
+def test_a_box_of_one_colour_that_does_not_fit(wrong: dict[str, Any], field: str) -> None:
+    canvas = Canvas(20, 10)
+    with pytest.raises(RemoteProtocolError, match=r"display\.draw_fill") as caught:
+        canvas.draw(fill(**{"box": (0, 0, 4, 6), **wrong}))
+    assert caught.value.field == field
+    assert not canvas.pixels.any()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def fitting(kind: type[Message], state: State) -> Message:
         display.SurfaceCreate: pair.create(7 if state is State.ORDINARY else 0),
         display.SurfaceDestroy: display.SurfaceDestroy(3 if state is State.ORDINARY_EMPTY else 0),
         display.DrawCopy: pair.draw(3 if state is State.ORDINARY_EMPTY else 0),
+        display.DrawFill: pair.fill(3 if state is State.ORDINARY_EMPTY else 0),
         shm.ShmOffer: pair.offer_of(9, handle=shm.HANDLE_FILE),
         shm.ShmDamage: pair.damage(6),
         shm.SurfaceCreateShm: pair.create_shm(),
@@ -463,9 +464,7 @@ def test_without_the_capability_the_block_is_as_unknown_as_any_other(number: int
     assert client.receive_data(struct.pack("<HI", number, 0)) == []
 
 
-@pytest.mark.parametrize(
-    "number", [104, 122, 123, 124, 125, 126, 302, 303, 305, 313, 316, 318, 321]
-)
+@pytest.mark.parametrize("number", [104, 122, 123, 124, 125, 126, 303, 305, 313, 316, 318, 321])
 def test_drawing_that_we_do_not_know_is_drawing_all_the_same(number: int) -> None:
     data = struct.pack("<HI", number, 4) + b"draw"
     for state in (State.SHARED, State.SHARED_EMPTY):
@@ -518,6 +517,7 @@ OPEN_ENDED: dict[type[Message], int | None] = {
     main.ClientAgentData: 2048,
     main.Name: None,
     display.DrawCopy: None,
+    display.DrawFill: None,
     display.MonitorsConfig: 1 << 16,
     display.PreferredVideoCodecType: None,
     shm.ShmOffer: 1 << 16,

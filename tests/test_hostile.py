@@ -40,6 +40,7 @@ import spiceshm
 from spiceshm.wire import Message, Sender, display, lookup, main, shm, types
 from spiceshm.wire.base import Ack, AckSync, Pong, SetAck
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
+from tests import pair
 from tests.programs import (
     DEADLINE,
     Program,
@@ -1811,10 +1812,10 @@ async def drawing_in_shared_memory_mode(it: HostileServer) -> None:
     await it.display.put(draw_copy())
 
 
-@fault(r"display message 302: not allowed in state SHARED")
+@fault(r"display message 303: not allowed in state SHARED")
 async def drawing_that_we_do_not_know_in_shared_memory_mode(it: HostileServer) -> None:
     await it.share()
-    await it.display.put(raw(302, bytes(50)))
+    await it.display.put(raw(303, bytes(50)))
 
 
 @fault(r"display\.surface_create: not allowed in state SHARED")
@@ -1950,6 +1951,20 @@ bad_draw("with_the_image_nowhere", ".*", drawing(src_bitmap=0xFFFFFFFF))
 bad_draw("with_the_image_in_itself", ".*", drawing(src_bitmap=0))
 bad_draw("on_no_surface", r"surface_id: there is no 9", drawing(surface_id=9))
 bad_draw("clipped_by_nothing_there", ".*", drawing(clip=b"\1" + struct.pack("<I", 0xFFFFFFFF)))
+
+
+@fault(r"display\.draw_fill: brush\.type: 2 is not 1")
+async def a_fill_with_a_pattern(it: HostileServer) -> None:
+    await it.ordinary()
+    await it.display.put(raw(302, pair.fill().packed.replace(b"\0\1\x56", b"\0\2\x56")))
+
+
+@fault(r"display\.draw_fill: box: is outside 64x48")
+async def a_fill_outside(it: HostileServer) -> None:
+    await it.ordinary()
+    body = bytearray(pair.fill().packed)
+    body[12:16] = struct.pack("<i", 49)
+    await it.display.put(raw(302, bytes(body)))
 
 
 async def look_on(address: str) -> None:

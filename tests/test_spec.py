@@ -52,6 +52,7 @@ ENUMS = {
     "surface_fmt": types.SurfaceFormat,
     "image_type": types.ImageType,
     "bitmap_fmt": types.BitmapFormat,
+    "image_compression": types.Compression,
     "shm_reason": Refusal,
 }
 OTHER_WORDS = {
@@ -66,6 +67,7 @@ VALUES = {
     ("shm_handle", "DESCRIPTOR"): shm.HANDLE_DESCRIPTOR,
     ("shm_handle", "FILE"): shm.HANDLE_FILE,
     ("shm_handle", "IVSHMEM"): shm.HANDLE_IVSHMEM,
+    ("brush_type", "SOLID"): display.BRUSH_SOLID,
     ("shm_mode", "LEASED"): shm.MODE_LEASED,
     ("shm_mode", "IN_PLACE"): shm.MODE_IN_PLACE,
     ("cursor_type", "ALPHA"): cursor.TYPE_ALPHA,
@@ -154,8 +156,7 @@ def shape_of(subcon: Any) -> str:
         case construct.IfThenElse():
             return shape_of(subcon.thensubcon) + "?"
         case construct.Switch():
-            (case,) = subcon.cases.values()
-            return shape_of(case) + "?"
+            return "|".join(dict.fromkeys(map(shape_of, subcon.cases.values()))) + "?"
         case construct.Select() | construct.GreedyBytes:
             return "uint8[]"
         case construct.Renamed() | construct.Rebuild() | construct.Default() | Limited() | Held():
@@ -281,7 +282,7 @@ def fixed_size(fields: Fields) -> int:
         ("Image *src_bitmap;", "Image src_bitmap;", "Image*"),
         ("Rect src_area;", "Point src_area;", "Point"),
         ("enum8 image_type {", "enum16 image_type {", "struct Image"),
-        ("case BITMAP:\n        Bitmap content;", "case BITMAP:\n        Rect content;", "Rect?"),
+        ("case BITMAP:\n        Bitmap content;", "case BITMAP:\n        Rect content;", "Rect|"),
         ("    int32 right;\n};", "    int32 right;\n};\nstruct Spare { int8 x; };", "Spare"),
         (
             "uint8 data[image_size(8, stride, y)];",

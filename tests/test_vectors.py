@@ -130,8 +130,10 @@ def value_of(subcon: Any, told: Any) -> Any:
         case construct.IfThenElse():
             return None if told is None else value_of(subcon.thensubcon, told)
         case construct.Switch():
-            (case,) = subcon.cases.values()
-            return value_of(case, told)
+            [case] = {
+                case.kind for case in subcon.cases.values() if told.keys() == members(case.kind)
+            }
+            return make(case, told)
         case As():
             return make(subcon.kind, told)
         case Rects():
@@ -150,8 +152,18 @@ def value_of(subcon: Any, told: Any) -> Any:
     return told
 
 
+def members(kind: type[Record]) -> set[str]:
+    return {subcon.name for subcon in kind.layout.subcons if subcon.name}
+
+
 def complete(told: Any, shape: str) -> None:
     """``fields`` has every field of the text, in its order, but those called reserved."""
+    if "|" in shape:
+        [shape] = {
+            one
+            for one in shape.removesuffix("?").split("|")
+            if told.keys() == {name for name, _ in SPEC.structs[one]}
+        }
     struct, array, optional = re.fullmatch(r"(\w+)\*?(\[.*\])?(\?)?", shape).groups()
     if struct not in SPEC.structs or (optional and told is None):
         return

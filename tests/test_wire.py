@@ -37,11 +37,11 @@ from spiceshm.wire import (
 from spiceshm.wire import base as base_messages
 from spiceshm.wire.base import MiniHeader
 from spiceshm.wire.cursor import FLAG_NONE, Cursor, CursorHeader
-from spiceshm.wire.display import Bitmap, Image
+from spiceshm.wire.display import NO_MASK, ROP_PUT, Bitmap, DrawCopy, Image, ImageData
 from spiceshm.wire.link import LinkMess, LinkReply
 from spiceshm.wire.message import As, message, record
 from spiceshm.wire.shm import ShmDamage, ShmDamageHandled
-from spiceshm.wire.types import Clip, Held, Limited, Rects, Tuple
+from spiceshm.wire.types import Clip, Held, Limited, Rect, Rects, Tuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,8 +160,10 @@ def bitmaps(draw: Any) -> Bitmap:
 def images(draw: Any) -> Image:
     identity, flags = draw(st.integers(0, (1 << 64) - 1)), draw(st.integers(0, 255))
     width, height = draw(st.integers(0, (1 << 32) - 1)), draw(st.integers(0, (1 << 32) - 1))
-    kind = draw(st.integers(0, 255))
-    content = draw(st.binary(max_size=MOST) if kind else bitmaps())
+    kind = draw(st.integers(0, 255) | st.sampled_from([0, 101, 109]))
+    data = st.binary(max_size=MOST)
+    by_kind = {0: bitmaps(), 101: data.map(ImageData), 109: data.map(ImageData)}
+    content = draw(by_kind.get(kind, data))
     return Image(identity, kind, flags, width, height, content)
 
 
@@ -514,3 +516,32 @@ def test_what_is_derived_is_the_integers_at_the_head_of_a_layout() -> None:
     assert hot.derive(ShmDamageHandled.layout).format == "<LLQ"
     assert hot.derive(Struct("a" / Int16ul, "b" / construct.Bytes(2), "c" / Int32ul)).format == "<H"
     assert hot.derive(Struct("a" / construct.Bytes(2), "b" / Int32ul)).size == 0
+
+
+@given(
+    surface=st.integers(0, (1 << 32) - 1),
+    place=st.tuples(*[st.integers(0, 1 << 14)] * 2),
+    size=st.tuples(*[st.integers(1, 5)] * 2),
+    kind=st.sampled_from([0, 101, 109]),
+    data=st.data(),
+)
+@examples(200)
+def test_quick_drawing_is_constructs(
+    surface: int, place: tuple[int, int], size: tuple[int, int], kind: int, data: DataObject
+) -> None:
+    (top, left), (height, width) = place, size
+    room = height * width * 4
+    pixels = data.draw(st.binary(min_size=0 if kind else room, max_size=MOST if kind else room))
+    raw = Bitmap(8, 4, width, height, width * 4, pixels)
+    copy = DrawCopy(
+        surface,
+        Rect(top, left, top + height, left + width),
+        None,
+        Rect(0, 0, height, width),
+        ROP_PUT,
+        0,
+        NO_MASK,
+        Image(0, kind, 0, width, height, ImageData(pixels) if kind else raw),
+    )
+    rect = (top, left, top + height, left + width)
+    assert hot.copy_head(surface, rect, kind, len(pixels)) + pixels == copy.packed

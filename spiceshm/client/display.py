@@ -32,7 +32,7 @@ from ..memory import MappedSegment
 from ..protocol import ClientDisplay, ClientLink
 from ..wire import Message, display, shm
 from ..wire.shm import ShmDamage, ShmOffer
-from ..wire.types import DisplayCap
+from ..wire.types import Compression, DisplayCap
 from .canvas import Canvas
 from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
@@ -55,7 +55,6 @@ KEEP_S = 0.02
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
 
-_COMPRESSION_OFF = 1
 Sharing = Literal["auto", "off", "require"]
 
 
@@ -138,7 +137,7 @@ class DisplayChannel:
                 else "memory cannot be shared over TCP"
             )
         if DisplayCap.PREF_COMPRESSION in link.caps:
-            self._machine.send(display.PreferredCompression(_COMPRESSION_OFF))
+            self._machine.send(display.PreferredCompression(Compression.OFF))
         self._machine.send(display.DisplayInit(0, 0, 0, 0))
         self._flush()
 
@@ -187,7 +186,7 @@ class DisplayChannel:
         for message in self._machine.receive_data(data, descriptors):
             if type(message) is ShmDamage:
                 self._damage(message)
-            elif isinstance(message, display.DrawCopy):
+            elif isinstance(message, display.DrawCopy | display.DrawFill):
                 self._draw(message)
             else:
                 self._cold(message)
@@ -280,9 +279,9 @@ class DisplayChannel:
             )
         )
 
-    def _draw(self, copy: display.DrawCopy) -> None:
-        if self._canvas is not None and copy.surface_id == 0:
-            drawn = self._canvas.draw(copy)
+    def _draw(self, message: display.DrawCopy | display.DrawFill) -> None:
+        if self._canvas is not None and message.surface_id == 0:
+            drawn = self._canvas.draw(message)
             self._just_drawn += drawn
             self.pixel_bytes += region.area(drawn) * 4
 

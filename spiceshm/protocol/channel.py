@@ -61,7 +61,7 @@ _FULL_HEADER_SIZE = DataHeader.layout.sizeof()
 class Outgoing(NamedTuple):
     """Bytes for the socket; with descriptors they must be one sendmsg of their own."""
 
-    data: bytes
+    data: bytes | memoryview
     fds: tuple[Descriptor, ...] = ()
 
 
@@ -234,17 +234,20 @@ class Channel:
     def _check_sent(self, message: Message) -> None:
         """What the table cannot say about our own messages; where it raises it notes nothing."""
 
-    def _queue(self, number: int, body: bytes) -> None:
+    def _queue(self, number: int, body: bytes, rest: bytes | memoryview = b"") -> None:
+        """A message's body is in two parts where it would take long to join them."""
+        size = len(body) + len(rest)
         if self._mini:
-            self._out += hot.MINI.pack(number, len(body))
+            self._out += hot.MINI.pack(number, size)
         else:
             self._serial += 1
-            self._out += DataHeader(self._serial, number, len(body), 0).packed
-        if len(body) > _MOST_JOINED:
-            self._flush_out()
-            self._out_parts.append(Outgoing(body))
-        else:
-            self._out += body
+            self._out += DataHeader(self._serial, number, size, 0).packed
+        for part in (body, rest):
+            if len(part) > _MOST_JOINED:
+                self._flush_out()
+                self._out_parts.append(Outgoing(part))
+            else:
+                self._out += part
 
     def _send_descriptors(self, carrier: bytes, fds: Sequence[Descriptor]) -> None:
         """Queue bytes that carry descriptors, apart from what comes before and after."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..wire.display import DrawCopy, SurfaceCreate, SurfaceDestroy
+from ..wire.display import DrawCopy, DrawFill, SurfaceCreate, SurfaceDestroy
 from ..wire.shm import SurfaceCreateShm
 from .channel import Channel
 from .tables import State
@@ -34,6 +34,7 @@ MAX_SURFACES = 16
 
 DAMAGE, OFFER, CREATE = "display.shm_damage", "display.shm_offer", "display.surface_create_shm"
 REPLY, HANDLED = "display.shm_reply", "display.shm_damage_handled"
+COPY = DrawCopy.title
 """What errors call the messages."""
 
 
@@ -109,7 +110,7 @@ class DisplayEnd(Channel):
             if message.surface_id != 0:
                 raise wrong(message.title, "surface_id", "the primary surface is 0")
             self.surfaces.add(0)
-        elif isinstance(message, SurfaceDestroy | DrawCopy):
+        elif isinstance(message, SurfaceDestroy | DrawCopy | DrawFill):
             if message.surface_id not in self.surfaces:
                 raise wrong(message.title, "surface_id", f"there is no {message.surface_id}")
             if isinstance(message, SurfaceDestroy):

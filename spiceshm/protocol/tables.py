@@ -83,6 +83,7 @@ _CURSOR_EMPTIES = (cursor.CursorReset, cursor.CursorInvalOne, cursor.CursorInval
 """What stock servers repeat behind RESET, when a virtual machine starts again."""
 
 _DISPLAY_CLIENT = (display.PreferredCompression, display.PreferredVideoCodecType)
+_DRAWING = (display.DrawCopy, display.DrawFill)
 _ANY_SURFACE = (display.Mark, display.Reset, display.MonitorsConfig)
 
 
@@ -116,12 +117,12 @@ def _display() -> Table:
         },
         s.ORDINARY: {
             destroy: s.ORDINARY_EMPTY,
-            **_stay(s.ORDINARY, create, display.DrawCopy, reply, handled),
+            **_stay(s.ORDINARY, create, *_DRAWING, reply, handled),
             **_stay(s.ORDINARY, *_DISPLAY_CLIENT, *_ANY_SURFACE),
         },
         s.ORDINARY_EMPTY: {
             create: s.ORDINARY,
-            **_stay(s.ORDINARY_EMPTY, destroy, display.DrawCopy, reply, handled),
+            **_stay(s.ORDINARY_EMPTY, destroy, *_DRAWING, reply, handled),
             **_stay(s.ORDINARY_EMPTY, *_DISPLAY_CLIENT, *_ANY_SURFACE),
         },
     }

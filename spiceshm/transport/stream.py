@@ -131,7 +131,7 @@ class Stream:
             descriptors = []
         return count, descriptors
 
-    def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
+    def send(self, data: bytes | memoryview, descriptors: Sequence[Descriptor] = ()) -> None:
         """Send as much as the kernel takes now and keep the rest in order. Never waits.
 
         ``descriptors`` travel with the first byte of ``data``, in a sendmsg of its own, and are
@@ -146,7 +146,9 @@ class Stream:
             self._unsent.append(left)
             self._blocked.set()
 
-    def send_parts(self, parts: Sequence[tuple[bytes, tuple[Descriptor, ...]]]) -> None:
+    def send_parts(
+        self, parts: Sequence[tuple[bytes | memoryview, tuple[Descriptor, ...]]]
+    ) -> None:
         """`send` each of ``parts``, data and descriptors; on failure no descriptor stays open."""
         for at, (data, descriptors) in enumerate(parts):
             try:

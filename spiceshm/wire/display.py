@@ -19,6 +19,7 @@ from construct import (
     Seek,
     Struct,
     Switch,
+    len_,
     this,
 )
 
@@ -39,6 +40,7 @@ from .types import (
 
 SURFACE_FLAG_PRIMARY = 1
 ROP_PUT = 8
+BRUSH_SOLID = 1
 BITMAP_TOP_DOWN = 4
 
 
@@ -80,8 +82,19 @@ class Bitmap(Record):
 
 
 @record
+class ImageData(Record):
+    """``SpiceBinaryData``: a compressed picture, in the format that its image's type names."""
+
+    layout = Struct(
+        "data_size" / Rebuild(Int32ul, len_(this.data)),
+        "data" / Bytes(this.data_size),
+    )
+    data: bytes
+
+
+@record
 class Image(Record):
-    """``SpiceImage``: a descriptor and, by its type, a `Bitmap` or bytes that we do not read."""
+    """``SpiceImage``: a descriptor and, by its type, a picture or bytes that we do not read."""
 
     layout = Struct(
         "id" / Int64ul,
@@ -89,14 +102,23 @@ class Image(Record):
         "flags" / Int8ul,
         "width" / Int32ul,
         "height" / Int32ul,
-        "content" / Switch(this.type, {int(ImageType.BITMAP): As(Bitmap)}, default=GreedyBytes),
+        "content"
+        / Switch(
+            this.type,
+            {
+                int(ImageType.BITMAP): As(Bitmap),
+                int(ImageType.LZ_RGB): As(ImageData),
+                int(ImageType.LZ4): As(ImageData),
+            },
+            default=GreedyBytes,
+        ),
     )
     id: int
     type: int
     flags: int
     width: int
     height: int
-    content: Bitmap | bytes
+    content: Bitmap | ImageData | bytes
 
 
 @record
@@ -110,6 +132,35 @@ class QMask(Record):
 
 
 NO_MASK = QMask(0, Point(0, 0), 0)
+
+
+@record
+class Brush(Record):
+    """``SpiceBrush`` of one colour, 0x00RRGGBB."""
+
+    layout = Struct("type" / one_of(Int8ul, BRUSH_SOLID), "color" / Int32ul)
+    type: int
+    color: int
+
+
+@message("display", Sender.SERVER, 302)
+class DrawFill(Message):
+    """Fill ``box`` with one colour."""
+
+    layout = Struct(
+        "surface_id" / Int32ul,
+        "box" / As(Rect),
+        "clip" / Clip(),
+        "brush" / As(Brush),
+        "rop_descriptor" / Int16ul,
+        "mask" / As(QMask),
+    )
+    surface_id: int
+    box: Rect
+    clip: object
+    brush: Brush
+    rop_descriptor: int
+    mask: QMask
 
 
 def _image_offset(ctx: Any) -> int:
@@ -227,7 +278,7 @@ class DisplayInit(Message):
 
 @message("display", Sender.CLIENT, 103)
 class PreferredCompression(Message):
-    """1 off, 2 auto_glz, 3 auto_lz, 4 quic, 5 glz, 6 lz, 7 lz4."""
+    """A `Compression`; others mean nothing."""
 
     layout = Struct("image_compression" / Int8ul)
     image_compression: int

@@ -16,23 +16,35 @@ import construct
 import numpy as np
 
 from .base import MiniHeader
+from .display import BITMAP_TOP_DOWN, ROP_PUT, Bitmap, DrawCopy, Image, ImageData
 from .shm import ShmDamage, ShmDamageHandled
-from .types import MAX_RECTS
+from .types import MAX_RECTS, BitmapFormat, ImageType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def derive(layout: construct.Struct) -> Struct:
-    """The plain integers at the head of a layout as one little endian `struct.Struct`."""
-    code = "<"
+    """The plain integers at the head of a layout as one little endian `struct.Struct`.
+
+    Those of records inside of it are among them; what is there only sometimes is not, nor is a
+    jump.
+    """
+    return Struct("<" + _codes(layout))
+
+
+def _codes(layout: construct.Struct) -> str:
+    codes = ""
     for field in layout.subcons:
         while isinstance(field, construct.Subconstruct):
             field = field.subcon
-        if not isinstance(field, construct.FormatField):
+        if isinstance(field, construct.Struct):
+            codes += _codes(field)
+        elif isinstance(field, construct.FormatField):
+            codes += field.fmtstr.lstrip("<")
+        elif not isinstance(field, construct.IfThenElse | construct.Seek):
             break
-        code += field.fmtstr.lstrip("<")
-    return Struct(code)
+    return codes
 
 
 MINI = derive(MiniHeader.layout)
@@ -40,6 +52,11 @@ _DAMAGE = derive(ShmDamage.layout)
 _HANDLED = derive(ShmDamageHandled.layout)
 _DAMAGE_MESSAGE = Struct(MINI.format + _DAMAGE.format[1:])
 _HANDLED_MESSAGE = Struct(MINI.format + _HANDLED.format[1:])
+_COPY = derive(DrawCopy.layout)
+_BITMAP = derive(Bitmap.layout)
+_IMAGE_DATA = derive(ImageData.layout)
+_MASK = (0, 0, 0, 0)
+_IMAGE_AT = _COPY.size - derive(Image.layout).size
 _RECTS = [Struct(f"<{4 * n}i") for n in range(MAX_RECTS + 1)]
 _INT32 = np.dtype("<i4")
 
@@ -104,3 +121,22 @@ def read_handled(view: memoryview, at: int) -> tuple[ShmDamageHandled, int] | No
 def handled_body(surface: int, serial: int) -> bytes:
     """The body of a ShmDamageHandled of these values."""
     return _HANDLED.pack(surface, 0, serial)
+
+
+def copy_head(
+    surface: int, rect: tuple[int, int, int, int], image_type: int, data_size: int
+) -> bytes:
+    """All of a DrawCopy up to its pixels, ``data_size`` bytes, which are to follow.
+
+    They are put into ``rect`` (top, left, bottom, right) as they are: a raw bitmap of 32 bits, the
+    top line first, or a picture of a type whose content is an `ImageData`.
+    """
+    top, left, bottom, right = rect
+    width, height = right - left, bottom - top
+    box, area = (top, left, bottom, right), (0, 0, height, width)
+    image = (0, image_type, 0, width, height)
+    head = _COPY.pack(surface, *box, 0, _IMAGE_AT, *area, ROP_PUT, 0, *_MASK, *image)
+    if image_type == ImageType.BITMAP:
+        stride = width * 4
+        return head + _BITMAP.pack(BitmapFormat.XRGB, BITMAP_TOP_DOWN, width, height, stride, 0)
+    return head + _IMAGE_DATA.pack(data_size)

@@ -80,6 +80,7 @@ class DisplayCap(enum.IntEnum):
     """``SPICE_DISPLAY_CAP_*``: bit numbers, and ours."""
 
     MONITORS_CONFIG = 1
+    LZ4_COMPRESSION = 5
     PREF_COMPRESSION = 6
     MULTI_CODEC = 8
     SHARED_MEMORY = 83
@@ -102,6 +103,8 @@ class ImageType(enum.IntEnum):
     """``SPICE_IMAGE_TYPE_*``, those that we know."""
 
     BITMAP = 0
+    LZ_RGB = 101
+    LZ4 = 109
 
 
 class BitmapFormat(enum.IntEnum):
@@ -109,6 +112,18 @@ class BitmapFormat(enum.IntEnum):
 
     XRGB = 8
     ARGB = 9
+
+
+class Compression(enum.IntEnum):
+    """``SPICE_IMAGE_COMPRESSION_*``: what a client may prefer."""
+
+    OFF = 1
+    AUTO_GLZ = 2
+    AUTO_LZ = 3
+    QUIC = 4
+    GLZ = 5
+    LZ = 6
+    LZ4 = 7
 
 
 class MouseMode(enum.IntFlag):

@@ -135,6 +135,9 @@ def _prepared(state: State, answered: bool, mini: bool, shareable: bool) -> pair
     return pair.at(state, answered=answered, mini=mini, shareable=shareable)
 
 
+DRAWING = display.DrawCopy | display.DrawFill
+
+
 class Viewer:
     """What a client does with a display channel."""
 
@@ -162,7 +165,7 @@ class Viewer:
             elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
                 small = message.width * message.height <= _MOST_PIXELS
                 self.canvas = Canvas(message.width, message.height) if small else None
-            elif isinstance(message, display.DrawCopy) and self.canvas and not message.surface_id:
+            elif isinstance(message, DRAWING) and self.canvas and not message.surface_id:
                 self.canvas.draw(message)
             str(message)
 
