@@ -95,10 +95,12 @@ class Client:
         assert isinstance(channels, main.ChannelsList)
         self.listed = {channel.type for channel in channels.channels}
 
-    async def open(self, kind: ChannelType, address: str | None = None) -> Peer:
+    async def open(
+        self, kind: ChannelType, address: str | None = None, *, caps: frozenset[int] = frozenset()
+    ) -> Peer:
         """Open a channel of the session, at another of the server's addresses if one is given.
 
-        Raises LinkRefused.
+        ``caps`` are the channel's capabilities. Raises LinkRefused.
         """
         with trio.fail_after(SOON):
             stream = await open_stream(parse_address(address or self.address))
@@ -107,7 +109,7 @@ class Client:
                 connection_id=self.session_id,
                 channel_type=kind,
                 channel_id=0,
-                channel_caps=frozenset(),
+                channel_caps=caps,
             )
             while not link.done:
                 stream.send(link.data_to_send())

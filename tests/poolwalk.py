@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiceshm.memory import Buffer, BufferState, Pool, Reader
+from spiceshm.memory import MOST_LOCAL, Buffer, BufferState, Pool, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,10 @@ class Memory:
 
 @dataclass(eq=False)
 class Peer:
-    """What a reader does on its side of the socket: answers, a mirror, the frames that it holds."""
+    """What a reader does on its side of the socket: answers, a mirror, the frames that it holds.
+
+    One with 0 credits is in our own process, where it sees all memory and holds a frame at most.
+    """
 
     credits: int
     reader: Reader | None = None
@@ -85,7 +88,7 @@ class World:
         self.segments = segments
         self.pool = kind(2, 1, itertools.count(1))
         self.peers = [Peer(number) for number in credits]
-        self.most = max(first, sum(credits) + 2)
+        self.most = max(first, sum(credits) + min(credits.count(0), MOST_LOCAL) + 2)
         self.numbers = itertools.count(1)
         self.values = itertools.count(1)
         self.truth = (0, 0)
@@ -125,7 +128,7 @@ class World:
             if self.ended or peer.refused:
                 continue
             if peer.reader.damage and pool.current is not None:
-                yield "lend" if peer.credits else "read", peer
+                yield "lend", peer
             for memory in peer.asked:
                 yield "accept", peer, memory
                 yield "refuse", peer, memory
@@ -145,7 +148,7 @@ class World:
             if b.state is BufferState.FREE and b.segment not in {*self.pool.retiring, *surplus}
         ]
         readers = [p.reader for p in self.peers if p.reader is not None]
-        seen = [b for b in free if all(b.segment in r.segments for r in readers if r.credits)]
+        seen = [b for b in free if all(r.sees(b.segment) for r in readers)]
         return list({(b.segment, cells(b.missed) & LEFT_BIT): b for b in seen or free}.values())
 
     def do(self, action: Action) -> None:
@@ -182,23 +185,19 @@ class World:
         self.pool.abandon(buffer)
 
     def _join(self, peer: Peer) -> None:
-        peer.reader = self.pool.join(peer.credits)
-        peer.reader.segments = set(self.pool.segments)
-        peer.seen = frozenset(self.pool.segments)
+        peer.reader = self.pool.join(peer.credits or 1, local=not peer.credits)
+        if peer.credits:
+            peer.reader.segments = set(self.pool.segments)
+            peer.seen = frozenset(self.pool.segments)
 
     def _lend(self, peer: Peer) -> None:
         assert peer.reader is not None
         frame = self.pool.lend(peer.reader)
         if frame is not None:
-            assert frame.buffer.segment in peer.seen, "lent in memory that it has not accepted"
+            accepted = frame.buffer.segment in peer.seen or not peer.credits
+            assert accepted, "lent in memory that it has not accepted"
             assert frame.serial not in peer.held
             peer.held[frame.serial] = self._look(peer, frame)
-
-    def _read(self, peer: Peer) -> None:
-        assert peer.reader is not None
-        frame = self.pool.read(peer.reader)
-        assert frame is not None
-        self._look(peer, frame)
 
     def _look(self, peer: Peer, frame: Frame) -> tuple[int, int]:
         """Keep a mirror from damage alone."""
@@ -237,7 +236,8 @@ class World:
         return sum(b.segment not in self.pool.retiring for b in self.pool.buffers)
 
     def _needed(self) -> int:
-        return 2 + sum(p.credits for p in self.peers if p.reader is not None)
+        there = [p.credits for p in self.peers if p.reader is not None]
+        return 2 + sum(there) + min(there.count(0), MOST_LOCAL)
 
     def _spare_segment(self) -> bool:
         """Whether the newest segment could be given back."""
@@ -318,13 +318,15 @@ class World:
                 continue
             lent = peer.reader.leases
             assert lent.keys() == peer.held.keys(), "a lease is not what a reader holds"  # 2
-            assert len(lent) <= peer.credits, "more is lent than its credits"  # 5
+            assert len(lent) <= (peer.credits or 1), "more is lent than its credits"  # 5
             leases -= len(lent)
             for serial, seen in peer.held.items():
                 assert content(lent[serial]) == seen, "a held frame has changed"  # 1
                 assert lent[serial] in pool.buffers  # 6: and its memory is still counted
             self._check_pixels(peer.mirror, peer.reader.damage)  # 4
         assert not leases  # 2
+        local = sum(len(peer.held) for peer in self.peers if not peer.credits)
+        assert local <= MOST_LOCAL, "more is lent in this process than is counted"  # 5
         if self.ended:
             assert pool.current is None
             return

@@ -1061,7 +1061,7 @@ async def test_who_never_acknowledges_ordinary_updates_has_one_under_way(reads: 
     """Also where the update is larger than what the kernel takes and nobody reads it."""
     async with scene(shm="off", bystanders=0) as at, at.attacker() as it:
         at.surface = at.server.create_surface(1024, 1024)
-        pixels = np.zeros((1024, 1024, 4), np.uint8)
+        pixels = np.random.default_rng(1).integers(0, 255, (1024, 1024, 4), np.uint8)
         at.surface.draw(pixels)
         await it.open_display()
         await it.display.put(INIT)
@@ -1072,11 +1072,13 @@ async def test_who_never_acknowledges_ordinary_updates_has_one_under_way(reads: 
             if reads:
                 while not isinstance(await it.display.next(), display.Mark):
                     acks += 1
+            [viewer] = at.server.viewers
+            while not viewer.stats.frames:
+                await trio.sleep(0.001)
             for number in range(1, 20):
-                pixels[:] = number
+                pixels[:, :, 0] = number
                 at.surface.draw(pixels)
                 await trio.testing.wait_all_tasks_blocked()
-        [viewer] = at.server.viewers
         assert viewer.stats.frames == 1
         assert sum(len(data) for data, _ in viewer._stream._unsent) <= 1024 * 1024 * 4 + 1000
         if reads:

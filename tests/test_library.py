@@ -135,6 +135,8 @@ async def test_who_looks_again_after_a_while_sees_what_is_there_now(
     async with both_ends(address, shm=shm) as (_, surface, remote):
         for step in range(1, 4):
             surface.draw(picture(step))
+            if shm == "off":  # where a thread has to encode it
+                await surface.consumed(surface.serial)
             await trio.testing.wait_all_tasks_blocked()
         frame = await next_frame(remote)
         assert np.array_equal(rgb(frame.pixels), rgb(picture(3)))

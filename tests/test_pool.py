@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from spiceshm import region
-from spiceshm.memory import BufferState, Frame, Pool, Reader
+from spiceshm.memory import MOST_LOCAL, BufferState, Frame, Pool, Reader
 
 WIDTH, HEIGHT = 12, 9
 
@@ -38,8 +38,10 @@ def make_pool(buffers: int) -> Pool:
 
 
 def join(pool: Pool, credits: int) -> Reader:
-    reader = pool.join(credits)
-    reader.segments = set(pool.segments)
+    """A reader with credits, or for 0 one in this process."""
+    reader = pool.join(credits or 1, local=not credits)
+    if credits:
+        reader.segments = set(pool.segments)
     return reader
 
 
@@ -70,7 +72,7 @@ class Readers(RuleBasedStateMachine):
     Each reader keeps a mirror from damage alone, and a copy of every frame that it holds.
     """
 
-    @initialize(sizes=st.lists(st.integers(1, 2), min_size=1, max_size=3), spare=st.integers(0, 2))
+    @initialize(sizes=st.lists(st.integers(0, 2), min_size=1, max_size=3), spare=st.integers(0, 2))
     def begin(self, sizes: list[int], spare: int) -> None:
         self.pool = make_pool(max(3, sum(sizes) + 2 - spare))
         self.truth = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
@@ -113,11 +115,14 @@ class Readers(RuleBasedStateMachine):
         self.held[reader][frame.serial] = (frame, frame.buffer.pixels.copy())
 
     @rule(data=st.data())
-    def read(self, data: st.DataObject) -> None:
+    def owe(self, data: st.DataObject) -> None:
+        """A frame that did not arrive comes again."""
         reader = self.some_reader(data)
-        frame = self.pool.read(reader) if reader else None
+        frame = self.pool.lend(reader) if reader else None
         if reader is not None and frame is not None:
-            self.take(reader, frame)
+            self.pool.release(reader, frame.serial)
+            self.pool.owe(reader, frame.rects)
+            assert reader.damage
 
     def take(self, reader: Reader, frame: Frame) -> None:
         mirror = self.mirrors[reader]
@@ -145,7 +150,7 @@ class Readers(RuleBasedStateMachine):
             self.pool.leave(reader)
             del self.mirrors[reader], self.held[reader], self.seen[reader]
 
-    @rule(credits=st.integers(1, 2))
+    @rule(credits=st.integers(0, 2))
     def come(self, credits: int) -> None:
         if len(self.mirrors) < 4:
             self.add_reader(credits)
@@ -169,6 +174,7 @@ class Readers(RuleBasedStateMachine):
         assert free  # rule 3: the writer never waits
         assert not any(buffer.leases for buffer in free)  # rule 1
         assert len(leased) <= len(self.pool.buffers) - 2
+        assert sum(len(frames) for r, frames in self.held.items() if r.local) <= MOST_LOCAL
         for reader, frames in self.held.items():
             assert len(frames) <= reader.credits  # rule 5
             assert set(reader.leases) == set(frames)  # rule 2

@@ -12,6 +12,10 @@ FREE. The six rules, each of which a method below holds or asserts:
 5. at most ``credits`` frames a reader are out, and nothing queues;
 6. memory is what was added, bounded by the caller.
 
+Readers in this process, who encode what they are lent, see all memory and hold a frame only for a
+moment: so all of them together count as no more than `MOST_LOCAL` credits, however many come, and
+no more frames than that are lent to them at once.
+
 It knows neither messages nor sockets: the server asks what to lend and sends it.
 """
 
@@ -32,6 +36,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..region import Rect
+
+
+MOST_LOCAL = 2
+"""Frames that readers in this process hold at once, all together."""
 
 
 class BufferState(enum.Enum):
@@ -65,16 +73,18 @@ class Buffer:
 
 @dataclass(eq=False)
 class Reader:
-    """Somebody who is lent frames, at most ``credits`` at once; or, with none, only reads.
+    """Somebody who is lent frames, at most ``credits`` at once.
 
-    ``damage`` is what changed since the last frame it was given; ``segments`` are those it can see;
-    ``busy`` is set by whoever reads for it while it can be given nothing, because what was read is
-    still on its way, say; ``done`` is the newest serial that it has given back; ``coalesced``
-    counts frames that it got only as damage of a later one.
+    ``local``: it is in this process, and sees all memory. ``damage`` is what changed since the last
+    frame it was given; ``segments`` are those it can see, if it is not local; ``busy`` is set by
+    whoever reads for it while it can be given nothing, because what was read is still on its way,
+    say; ``done`` is the newest serial that it is done with; ``coalesced`` counts frames that it got
+    only as damage of a later one.
     """
 
     credits: int
     damage: list[Rect]
+    local: bool = False
     full: bool = True
     busy: bool = False
     done: int = 0
@@ -85,7 +95,11 @@ class Reader:
     @property
     def ready(self) -> bool:
         """Whether it could be lent another frame."""
-        return not self.busy and (not self.credits or len(self.leases) < self.credits)
+        return not self.busy and len(self.leases) < self.credits
+
+    def sees(self, segment: Segment) -> bool:
+        """Whether it can look into this memory."""
+        return self.local or segment in self.segments
 
 
 @dataclass(eq=False, slots=True)
@@ -253,7 +267,14 @@ class Pool:
 
     @property
     def _credits(self) -> int:
-        return sum(reader.credits for reader in self.readers)
+        """What all readers may hold together."""
+        local = sum(reader.credits for reader in self.readers if reader.local)
+        others = sum(reader.credits for reader in self.readers if not reader.local)
+        return others + min(local, MOST_LOCAL)
+
+    @property
+    def _local_is_full(self) -> bool:
+        return sum(len(r.leases) for r in self.readers if r.local) >= MOST_LOCAL
 
     @property
     def _writable(self) -> list[Buffer]:
@@ -262,9 +283,9 @@ class Pool:
             return self.buffers
         return [buffer for buffer in self.buffers if buffer.segment not in self.retiring]
 
-    def join(self, credits: int) -> Reader:
-        """A new reader; its first frame will be the whole surface. Credits 0: it never leases."""
-        reader = Reader(credits, self._everything())
+    def join(self, credits: int, *, local: bool = False) -> Reader:
+        """A new reader; its first frame will be the whole surface."""
+        reader = Reader(credits, self._everything(), local)
         self.readers.add(reader)
         self._count()
         return reader
@@ -279,44 +300,41 @@ class Pool:
     def lend(self, reader: Reader) -> Frame | None:
         """The newest frame on lease, or None if the reader must wait (or nothing is new)."""
         buffer = self.current
-        if buffer is None or not reader.damage or not reader.credits or not reader.ready:
+        if buffer is None or not reader.damage or not reader.ready:
             return None
-        if buffer.segment not in reader.segments:
+        if not (reader.local or buffer.segment in reader.segments):
             return None
-        if not (self._complete or self._spare(buffer)):
+        full = reader.local and self._local_is_full
+        if full or not (self._complete or self._spare(buffer)):
             self.starved = True
             return None
         buffer.leases += 1
         reader.leases[self.serial] = buffer
-        return self._hand_over(reader, buffer)
+        frame = Frame(buffer, self.serial, self.published, reader.damage, reader.full)
+        reader.damage, reader.full = [], False
+        return frame
 
     def wants(self, reader: Reader) -> bool:
         """Whether it would be given a frame that is published now."""
-        if not reader.ready:
+        if not reader.ready or (reader.local and self._local_is_full):
             return False
-        if not reader.credits or (self._complete and reader.segments.issuperset(self.segments)):
+        if self._complete and (reader.local or reader.segments.issuperset(self.segments)):
             return True
         buffer = self._next()
-        return buffer is None or (buffer.segment in reader.segments and self._spare(buffer))
+        return buffer is None or (reader.sees(buffer.segment) and self._spare(buffer))
 
-    def read(self, reader: Reader) -> Frame | None:
-        """The newest frame without a lease: good only until the caller next lets others run."""
-        if self.current is None or not reader.damage or not reader.ready:
-            return None
-        return self._hand_over(reader, self.current)
+    def owe(self, reader: Reader, rects: Sequence[Rect]) -> None:
+        """That much of a frame that it was lent did not reach it: it is damage again."""
+        reader.damage = region.add(reader.damage, rects)
 
     def release(self, reader: Reader, serial: int) -> None:
         """End one lease. Raises KeyError if the reader does not hold that frame."""
         buffer = reader.leases.pop(serial)
-        reader.done = max(reader.done, serial)
+        if not reader.local:  # which still has to send what it made of it
+            reader.done = max(reader.done, serial)
         buffer.leases -= 1
         if not buffer.leases and buffer.state is BufferState.RETAINED:
             buffer.state = BufferState.FREE
-
-    def _hand_over(self, reader: Reader, buffer: Buffer) -> Frame:
-        frame = Frame(buffer, self.serial, self.published, reader.damage, reader.full)
-        reader.damage, reader.full = [], False
-        return frame
 
     def _spare(self, buffer: Buffer) -> bool:
         """Whether the writer keeps a free buffer if this one is leased too (rule 3).
@@ -348,7 +366,7 @@ class Pool:
     def _seen_by_all(self, buffer: Buffer) -> bool:
         segment = buffer.segment
         for reader in self.readers:
-            if reader.credits and segment not in reader.segments:
+            if not reader.local and segment not in reader.segments:
                 return False
         return True
 

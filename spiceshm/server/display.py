@@ -25,6 +25,7 @@ from ..transport import (
 from ..wire import Sender
 from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, caps_from_words
 from .cursor import CursorChannel, Pointer
+from .encoding import Encoders, check_wish
 from .entrance import Entrance
 from .inputs import InputsChannel, Play, Seat
 from .sessions import MainChannel, Session, new_session_id
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..events import CursorShape
     from ..memory import Segment
     from ..wire.link import LinkMess
+    from .encoding import CompressionWish
     from .entrance import Shm
 
 log = logging.getLogger("spiceshm.server")
@@ -59,6 +61,7 @@ class Display:
         shm_limit: int,
         password: bytes | None,
         inputs: Play | None,
+        compression: CompressionWish,
     ) -> None:
         self.addresses: list[Address] = []
         """Where it listens, with the ports that were chosen."""
@@ -80,6 +83,8 @@ class Display:
             inputs=inputs is not None,
         )
         self._connections = 0
+        self._compression = compression
+        self._encoders = Encoders()
 
     @property
     def viewers(self) -> Sequence[Viewer]:
@@ -238,6 +243,9 @@ class Display:
             machine,
             lambda: self.surface,
             session,
+            encoders=self._encoders,
+            compression=self._compression,
+            knows_lz4=DisplayCap.LZ4_COMPRESSION in theirs,
             monitors=DisplayCap.MONITORS_CONFIG in theirs,
             no_sharing=None if machine.shareable else self._entrance.why_not_shared(stream),
         )
@@ -262,6 +270,7 @@ async def serve(
     shm_limit: int = SHM_LIMIT,
     password: str | None = None,
     no_auth: bool = False,
+    compression: CompressionWish = "auto",
 ) -> AsyncIterator[Display]:
     """Serve a display at ``addresses``; without any at the user's default socket.
 
@@ -271,6 +280,11 @@ async def serve(
     asked of every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix
     sockets must be of our own user.
 
+    Clients that do not share memory are sent pictures. ``compression="auto"`` leaves them as they
+    are on Unix sockets and for clients that want it so; others get LZ4 if they know it and the
+    package ``lz4`` is installed, else SPICE's own LZ. "raw", "lz4" and "lz" are for all clients
+    alike; but those that do not know LZ4 get LZ instead.
+
     ``inputs`` is called with what clients do: a sequence of the events of `spiceshm.events`, which
     it is to play to whatever is shown; it returns when that has got them all, and is never called
     again before. A key or a button that several clients hold comes up when the last of them lets
@@ -279,11 +293,14 @@ async def serve(
     ``view_only`` addresses, which are listened on besides, there is nothing but to look.
 
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
-    ValueError for a password that is too long. At the end of the block every connection is closed.
+    ValueError for a password that is too long or a ``compression`` that there is not, SpiceShmError
+    for ``compression="lz4"`` without its package. At the end of the block every connection is
+    closed.
     """
     places = [parse_address(text) for text in addresses] or [default_address()]
     others = [parse_address(text) for text in view_only]
     secret = _password(password)
+    check_wish(compression)
     for place in [*places, *others]:
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
             raise ListenError(
@@ -291,7 +308,14 @@ async def serve(
                 "set a password (--password-file) or allow it (--no-auth)"
             )
     async with open_nursery() as nursery:
-        display = Display(nursery, shm=shm, shm_limit=shm_limit, password=secret, inputs=inputs)
+        display = Display(
+            nursery,
+            shm=shm,
+            shm_limit=shm_limit,
+            password=secret,
+            inputs=inputs,
+            compression=compression,
+        )
         with contextlib.ExitStack() as stack:
             stack.callback(display.close)
             listeners = [_listen(place, stack) for place in places]

@@ -93,7 +93,7 @@ class Entrance:
 
     def display_caps(self, stream: Stream) -> frozenset[int]:
         """What the display channel of this connection can do."""
-        caps = {int(DisplayCap.MONITORS_CONFIG)}
+        caps = {int(DisplayCap.MONITORS_CONFIG), int(DisplayCap.PREF_COMPRESSION)}
         if self._shm == "auto" and stream.is_unix:
             caps.add(DisplayCap.SHARED_MEMORY)
         return frozenset(caps)

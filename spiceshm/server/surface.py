@@ -11,7 +11,7 @@ import trio
 
 from .. import region
 from ..errors import MemoryRefused, SpiceShmError
-from ..memory import Budget, Buffer, Frame, Pool, Reader, Segment
+from ..memory import Budget, Buffer, Pool, Reader, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -193,12 +193,14 @@ class Surface:
 
     # Readers: called by viewers
 
-    def join(self, credits: int) -> Reader:
+    def join(self, credits: int, *, local: bool = False) -> Reader:
         """A reader more; the pool grows for it in the background, in a thread.
 
-        Until that is done, and offered, and accepted, the readers share the buffers that there are.
+        ``local``: it reads in this process and tells with `delivered` what has arrived. Until the
+        pool has grown, and that is offered and accepted, the readers share the buffers that there
+        are.
         """
-        reader = self.pool.join(credits)
+        reader = self.pool.join(credits, local=local)
         self._changed.set()
         if self._missing() and not self._growing:
             self._growing = self._missing()
@@ -241,10 +243,10 @@ class Surface:
             self.pool.starved = False
             self._notify()
 
-    def delivered(self, reader: Reader, frame: Frame) -> None:
-        """A frame that was read without a lease has arrived."""
+    def delivered(self, reader: Reader, serial: int) -> None:
+        """What was made of a local reader's frame, and all before it, has arrived."""
         reader.busy = False
-        reader.done = frame.serial
+        reader.done = serial
         self._changed.set()
 
     def accepted(self, reader: Reader, segment: Segment) -> None:

@@ -3,33 +3,38 @@
 Strategy: there is no queue. Whenever something happened (a frame was published, a reply, a release,
 an acknowledgement came) `pump` looks at the state and sends what can be sent now; what cannot stays
 in the reader's accumulated damage. One task reads; sending never waits.
+
+In ordinary SPICE another task draws: it holds the newest frame for as long as it takes to encode
+what is new in it. Then nothing more is made for this client until it has acknowledged that.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from .. import region
 from ..errors import SpiceShmError
 from ..nursery import open_nursery
 from ..protocol import ServerDisplay, State
 from ..wire import Message, display, shm, types
 from ..wire.base import SetAck
 from ..wire.shm import ShmDamageHandled, ShmOffer, ShmReply
+from . import encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Mapping
 
     from ..memory import Frame, Pool, Reader, Segment
     from ..region import Rect
     from ..transport import Stream
+    from .encoding import CompressionWish, Encoders, Piece
     from .sessions import Session
     from .surface import Surface
 
@@ -57,7 +62,8 @@ class ViewerStats:
     of them, in seconds. bytes_sent: through its socket. input: whether it may press keys: "no"
     while its inputs channel is not open, "view only" where it may not, else "yes". input_events:
     events of it that were played, input_held: keys and buttons that it holds down now, input_s:
-    seconds since its last event, None before the first.
+    seconds since its last event, None before the first. images: what ordinary SPICE has drawn by,
+    so many of each kind: "raw", "lz4" and "lz" pictures, and "fill" of one colour.
     """
 
     peer: str
@@ -73,6 +79,7 @@ class ViewerStats:
     input_events: int
     input_held: int
     input_s: float | None
+    images: Mapping[str, int]
 
 
 class Viewer:
@@ -85,6 +92,9 @@ class Viewer:
         surface: Callable[[], Surface | None],
         session: Session,
         *,
+        encoders: Encoders,
+        compression: CompressionWish,
+        knows_lz4: bool,
         monitors: bool,
         no_sharing: str | None,
     ) -> None:
@@ -95,6 +105,10 @@ class Viewer:
         self._machine = machine
         self._surface = surface
         self._session = session
+        self._encoders = encoders
+        self._compression = compression
+        self._knows_lz4 = knows_lz4
+        self._preferred: int | None = None
         self._monitors = monitors
         self._no_sharing = no_sharing
         self._shown: Surface | None = None
@@ -106,8 +120,10 @@ class Viewer:
         self._version = -1
         self._pumping = self._again = False
         self._tokens: dict[int, tuple[Segment, int]] = {}
-        self._update_ends = 0
-        self._on_its_way: Frame | None = None
+        self._images: Counter[str] = Counter()
+        self._to_draw = trio.Event()
+        self._update_ends: int | None = None
+        self._update_serial = 0
         self._scope = trio.CancelScope()
         self._failure: Exception | None = None
         self._left = False
@@ -138,6 +154,7 @@ class Viewer:
             input_events=hands.events,
             input_held=len(hands.held),
             input_s=None if hands.last is None else round(time.monotonic() - hands.last, 3),
+            images=dict(self._images),
         )
 
     def _lag(self, newest: int) -> int:
@@ -157,6 +174,7 @@ class Viewer:
                 async with open_nursery() as nursery:
                     nursery.start_soon(self._stream.flush_when_writable)
                     nursery.start_soon(self._offer_again)
+                    nursery.start_soon(self._draw_updates)
                     while True:
                         data, _ = await self._stream.receive(READ_SIZE)
                         self._received(data)
@@ -198,6 +216,9 @@ class Viewer:
 
     def _released(self, serial: int) -> None:
         surface, reader, _ = self._lent.pop(serial)
+        self._give_back(surface, reader, serial)
+
+    def _give_back(self, surface: Surface, reader: Reader, serial: int) -> None:
         surface.release(reader, serial)
         if reader is not self._reader and not reader.leases:
             surface.leave(reader)
@@ -212,6 +233,8 @@ class Viewer:
             self._scope.deadline = float("inf")
             window = ORDINARY_WINDOW if self._no_sharing else SHARED_WINDOW
             self._machine.send(SetAck(1, window))
+        elif isinstance(message, display.PreferredCompression):
+            self._preferred = message.image_compression
 
     # What to send
 
@@ -243,7 +266,7 @@ class Viewer:
                         self._offer(self._shown.pool)
                     self._lend_frames(self._shown, self._reader)
                 else:
-                    self._draw_frame(self._shown, self._reader)
+                    self._want_update(self._shown, self._reader)
         if parts := self._machine.data_to_send():
             self._stream.send_parts(parts)
 
@@ -373,18 +396,18 @@ class Viewer:
                 display.SURFACE_FLAG_PRIMARY,
             )
         )
-        self._begin(surface, credits=0)
+        self._begin(surface, 1, local=True)
         self._announce(f"ordinary SPICE: {self._no_sharing or self._machine.refusal}")
 
-    def _begin(self, surface: Surface, credits: int) -> None:
+    def _begin(self, surface: Surface, credits: int, *, local: bool = False) -> None:
         if self._monitors:
             head = display.Head(0, 0, surface.width, surface.height, 0, 0, 0)
             self._machine.send(display.MonitorsConfig(1, (head,)))
-        self._reader = surface.join(credits)
+        self._reader = surface.join(credits, local=local)
         self._shown = surface
         self._marked = False
-        self._update_ends = 0
-        self._on_its_way = None
+        self._update_ends = None
+        self._update_serial = 0
 
     def _announce(self, how: str) -> None:
         if self._announced != how:
@@ -424,17 +447,84 @@ class Viewer:
             # Frames of an earlier surface use its credits, or its ACK is outstanding.
             reader.busy = True
 
-    def _draw_frame(self, surface: Surface, reader: Reader) -> None:
-        if self._on_its_way is not None and self._delivered():
-            surface.delivered(reader, self._on_its_way)
-            self._on_its_way = None
-        if frame := surface.pool.read(reader):
-            for rect in frame.rects:
-                self._machine.send(_draw_copy(frame.buffer.pixels, rect))
+    # Ordinary SPICE
+
+    def _want_update(self, surface: Surface, reader: Reader) -> None:
+        if self._update_ends is not None and self._delivered(self._update_ends):
+            self._update_ends = None
+            surface.delivered(reader, self._update_serial)
+        if surface.pool.current is not None and reader.damage and reader.ready:
+            self._to_draw.set()
+
+    def _delivered(self, update_ends: int) -> bool:
+        """Whether the client has acknowledged the last update and all bytes are on their way."""
+        return self._machine.acks.delivered >= update_ends and not self._stream.pending
+
+    async def _draw_updates(self) -> None:
+        while True:
+            await self._to_draw.wait()
+            self._to_draw = trio.Event()
+            surface, reader = self._shown, self._reader
+            if surface is None or reader is None or not reader.local:
+                continue
+            if region.area(reader.damage) <= encoding.INLINE_PIXELS:
+                await self._draw_update(surface, reader)
+                continue
+            reader.busy = True  # nobody need draw for it while it waits for its turn
+            async with self._encoders.turn:
+                if reader is self._reader:
+                    reader.busy = False
+                    await self._draw_update(surface, reader)
+
+    async def _draw_update(self, surface: Surface, reader: Reader) -> None:
+        """Encode and send what is new in the newest frame, as much as one update may have."""
+        frame = surface.pool.lend(reader)
+        if frame is None:
+            return
+        most = encoding.FIRST_PIXELS if frame.full else encoding.UPDATE_PIXELS
+        rects, later = encoding.portion(frame.rects, most)
+        if later:
+            surface.pool.owe(reader, later)
+        pieces: list[Piece] = []
+        try:
+            pieces = await self._encoded(frame, rects, whole=frame.full and not later)
+        finally:
+            if reader is self._reader:
+                reader.busy = True  # until the client has it
+            self._give_back(surface, reader, frame.serial)
+        if reader is not self._reader:
+            return
+        for piece in pieces:
+            self._draw(piece)
+        if not later:
+            self._update_serial = frame.serial
             self._sent(frame)
-            self._update_ends = self._machine.acks.sent
-            reader.busy = True
-            self._on_its_way = frame
+        self._update_ends = self._machine.acks.sent
+        self._pump()
+
+    async def _encoded(self, frame: Frame, rects: list[Rect], *, whole: bool) -> list[Piece]:
+        image_type = encoding.choose(
+            self._compression,
+            local=self._stream.is_unix,
+            knows_lz4=self._knows_lz4,
+            preferred=self._preferred,
+        )
+        work = partial(encoding.encode, frame.buffer.words, rects, image_type, whole=whole)
+        if region.area(rects) <= encoding.INLINE_PIXELS:
+            return work()
+        return await self._encoders.run(work)
+
+    def _draw(self, piece: Piece) -> None:
+        self._images[piece.name] += 1
+        if piece.image_type is not None:
+            self._machine.draw(piece.rect, piece.image_type, piece.data)
+            return
+        brush = display.Brush(display.BRUSH_SOLID, piece.colour)
+        self._machine.send(
+            display.DrawFill(
+                0, types.Rect(*piece.rect), None, brush, display.ROP_PUT, display.NO_MASK
+            )
+        )
 
     def _sent(self, frame: Frame) -> None:
         self._frames += 1
@@ -442,10 +532,6 @@ class Viewer:
         if not self._marked:
             self._marked = True
             self._machine.send(display.Mark())
-
-    def _delivered(self) -> bool:
-        """Whether the client has acknowledged the last update and all bytes are on their way."""
-        return self._machine.acks.delivered >= self._update_ends and not self._stream.pending
 
     def _leave(self) -> None:
         """Everything that this client held comes back to the pools."""
@@ -459,27 +545,3 @@ class Viewer:
             segment.give_token_back(offset)
         self._tokens.clear()
         self._machine.close()
-
-
-def _draw_copy(pixels: NDArray[np.uint8], rect: Rect) -> display.DrawCopy:
-    """A rectangle of an array (height, width, 4) as a raw bitmap, top line first."""
-    top, left, bottom, right = rect
-    width, height = right - left, bottom - top
-    bitmap = display.Bitmap(
-        types.BitmapFormat.XRGB,
-        display.BITMAP_TOP_DOWN,
-        width,
-        height,
-        width * 4,
-        pixels[top:bottom, left:right].tobytes(),
-    )
-    return display.DrawCopy(
-        0,
-        types.Rect(top, left, bottom, right),
-        None,
-        types.Rect(0, 0, height, width),
-        display.ROP_PUT,
-        0,
-        display.NO_MASK,
-        display.Image(0, types.ImageType.BITMAP, 0, width, height, bitmap),
-    )
