@@ -115,6 +115,13 @@ def _options() -> argparse.ArgumentParser:
         help="share memory with clients that can (auto), or speak ordinary SPICE only (off)",
     )
     options.add_argument(
+        "--compression",
+        choices=("auto", "raw", "lz4", "lz"),
+        default="auto",
+        help="of what clients are sent that do not share memory: auto is raw on Unix sockets, "
+        "elsewhere lz4 if the client knows it, else lz (default: auto)",
+    )
+    options.add_argument(
         "--password-file", metavar="FILE", help="its first line is asked of every client"
     )
     options.add_argument(

@@ -105,6 +105,7 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
             shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,
             no_auth=arguments.no_auth,
+            compression=arguments.compression,
         ) as display,
     ):
         async with open_nursery() as nursery:

@@ -283,7 +283,7 @@ async def serve(
     Clients that do not share memory are sent pictures. ``compression="auto"`` leaves them as they
     are on Unix sockets and for clients that want it so; others get LZ4 if they know it and the
     package ``lz4`` is installed, else SPICE's own LZ. "raw", "lz4" and "lz" are for all clients
-    alike; but those that do not know LZ4 get LZ instead.
+    alike, except those that do not know LZ4, which get LZ, and those that want no compression.
 
     ``inputs`` is called with what clients do: a sequence of the events of `spiceshm.events`, which
     it is to play to whatever is shown; it returns when that has got them all, and is never called

@@ -54,6 +54,7 @@ _LEAST_PIXELS = 64
 """Fewer are not compressed."""
 
 _NICENESS = 5
+"""A little only: who holds Python's lock and gets no processor keeps the whole program waiting."""
 _THREAD_NAME = "spiceshm-encode"
 
 T = TypeVar("T")
@@ -88,9 +89,11 @@ def choose(
     ``local``: what it is sent does not leave the machine. ``knows_lz4``: it announced so.
     ``preferred``: what it asked for in PREFERRED_COMPRESSION, if it did.
     """
+    if preferred == Compression.OFF:
+        return ImageType.BITMAP
     can_lz4 = knows_lz4 and codecs.lz4.AVAILABLE
     if wish == "auto":
-        if local or preferred == Compression.OFF:
+        if local:
             return ImageType.BITMAP
         lz = preferred in (Compression.LZ, Compression.GLZ, Compression.QUIC)
         return ImageType.LZ4 if can_lz4 and not lz else ImageType.LZ_RGB
@@ -186,7 +189,7 @@ class Encoders:
     """What all clients of a server share: who has a ``turn`` may `run` something in a thread."""
 
     def __init__(self) -> None:
-        self.turn = trio.CapacityLimiter(MOST_LOCAL)
+        self.turn = trio.CapacityLimiter(most_threads())
 
     async def run(self, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises, done in a thread. It is waited for in any case.
@@ -212,6 +215,15 @@ class Encoders:
         with trio.CancelScope(shield=True):
             await done.wait()
         return future.result()
+
+
+def most_threads() -> int:
+    """How many threads encode at once: a processor is left for who draws and who looks."""
+    if sys.platform == "linux":
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return max(1, min(MOST_LOCAL, processors - 1))
 
 
 def _lower_priority() -> None:
