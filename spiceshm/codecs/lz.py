@@ -16,7 +16,7 @@ longer.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -33,6 +33,8 @@ _NEAR = 8191
 _FARTHEST = _NEAR + 0xFFFF
 """Both as the format counts: one less than the distance."""
 
+_Ints: TypeAlias = "NDArray[np.integer[Any]]"
+
 _SHORT = 7
 """A match of so many pixels or more has bytes of its own for its length."""
 
@@ -40,9 +42,9 @@ _SHORT = 7
 class _Tokens(NamedTuple):
     """What a block becomes: where each token begins, its pixels, and its distance; 0: literal."""
 
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    distance: NDArray[np.int64]
+    start: _Ints
+    length: _Ints
+    distance: _Ints
 
 
 def encode(words: NDArray[np.uint32]) -> bytes:
@@ -61,33 +63,35 @@ def encode(words: NDArray[np.uint32]) -> bytes:
 
 def _tokens(pixels: NDArray[np.uint32], start: int, end: int, width: int) -> _Tokens:
     block = pixels[start:end]
-    distance = np.zeros(len(block), np.int64)
-    longest = np.zeros(len(block), np.int64)
-    for candidate in (
-        _same_at(pixels, start, end, width),
-        _same_at(pixels, start, end, 1),
-        _repeated(block),
-    ):
+    distance = np.zeros(len(block), np.int32)
+    longest = np.zeros(len(block), np.int32)
+
+    def consider(candidate: _Ints) -> None:
         length = _run_lengths(candidate)
         better = length > longest
         np.copyto(distance, candidate, where=better)
-        np.copyto(longest, length, where=better)
+        np.copyto(longest, length, where=better, casting="same_kind")
+
+    consider(_same_at(pixels, start, end, width))
+    consider(_same_at(pixels, start, end, 1))
+    if np.count_nonzero(longest < _SHORT) > len(block) // 16:  # else it would hardly pay
+        consider(_repeated(block))
     return _in_short_literals(_without_short_matches(distance))
 
 
-def _same_at(pixels: NDArray[np.uint32], start: int, end: int, back: int) -> NDArray[np.int64]:
+def _same_at(pixels: NDArray[np.uint32], start: int, end: int, back: int) -> _Ints:
     """``back`` wherever the pixel so far back is the same, else 0."""
-    found = np.zeros(end - start, np.int64)
+    found = np.zeros(end - start, np.int32)
     first = max(start, back)
     if first < end and back <= _FARTHEST:
         same = pixels[first:end] == pixels[first - back : end - back]
-        np.multiply(same, back, out=found[first - start :])
+        np.multiply(same, np.int32(back), out=found[first - start :])
     return found
 
 
-def _repeated(block: NDArray[np.uint32]) -> NDArray[np.int64]:
+def _repeated(block: NDArray[np.uint32]) -> _Ints:
     """How far back the last place is where the same three pixels begin; 0 where there is none."""
-    found = np.zeros(len(block), np.int64)
+    found = np.zeros(len(block), np.int32)
     if len(block) < 4:
         return found
     mixed = block[:-2] * np.uint32(0x9E3779B1)
@@ -96,7 +100,7 @@ def _repeated(block: NDArray[np.uint32]) -> NDArray[np.int64]:
     keys = (mixed >> np.uint32(16)).astype(np.uint16)
     order = np.argsort(keys, kind="stable")
     here, before = order[1:], order[:-1]
-    back = here - before
+    back = (here - before).astype(np.int32)
     back *= (block[here] == block[before]) & (back <= _FARTHEST) & (keys[here] == keys[before])
     found[here] = back
     # What goes on at the same distance is as good behind the last three pixels that are the same.
@@ -108,26 +112,26 @@ def _repeated(block: NDArray[np.uint32]) -> NDArray[np.int64]:
     return found
 
 
-def _run_lengths(distance: NDArray[np.int64]) -> NDArray[np.int64]:
+def _run_lengths(distance: _Ints) -> _Ints:
     """For each pixel, how many of its neighbours and itself have its distance; 0 where that is."""
     starts, lengths = _runs(distance)
     return np.repeat(np.where(distance[starts] > 0, lengths, 0), lengths)
 
 
-def _runs(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _runs(values: _Ints) -> tuple[_Ints, _Ints]:
     """Where each run of equal values begins, and how long it is."""
     starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
     return starts, np.diff(starts, append=len(values))
 
 
-def _without_short_matches(distance: NDArray[np.int64]) -> NDArray[np.int64]:
+def _without_short_matches(distance: _Ints) -> _Ints:
     """Matches that take as much room as the pixels themselves are none."""
     starts, lengths = _runs(distance)
     worth = lengths > np.where(distance[starts] > _NEAR, 2, 1)
     return np.repeat(np.where(worth, distance[starts], 0), lengths)
 
 
-def _in_short_literals(distance: NDArray[np.int64]) -> _Tokens:
+def _in_short_literals(distance: _Ints) -> _Tokens:
     """The runs as tokens, those of literals cut into as many as it takes."""
     starts, lengths = _runs(distance)
     literal = distance[starts] == 0
@@ -170,9 +174,9 @@ def _written(block: NDArray[np.uint32], tokens: _Tokens) -> NDArray[np.uint8]:
 def _write_literals(
     out: NDArray[np.uint8],
     block: NDArray[np.uint32],
-    at: NDArray[np.int64],
-    start: NDArray[np.int64],
-    length: NDArray[np.int64],
+    at: _Ints,
+    start: _Ints,
+    length: _Ints,
 ) -> None:
     """Three bytes of each pixel of the runs ``start``, ``length`` to the places ``at``."""
     nth = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
