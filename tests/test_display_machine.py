@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from spiceshm.errors import LocalProtocolError, Refusal, RemoteProtocolError
 from spiceshm.protocol import TABLES, ClientDisplay, ServerDisplay, State
 from spiceshm.protocol.display import MAX_SEGMENTS
-from spiceshm.wire import Message, base, display, shm
+from spiceshm.wire import Message, base, display, shm, types
 from tests.pair import (
     HEIGHT,
     INIT,
@@ -929,6 +929,40 @@ def test_what_a_server_lends_quickly_is_what_it_sends(
                 told.append(str(error))
         assert told[0] == told[1]
         assert what_becomes(quick, []) == what_becomes(slow, [])
+
+
+@pytest.mark.parametrize("mini", [True, False])
+@pytest.mark.parametrize("state", [State.READY, State.SHARED, State.ORDINARY])
+@pytest.mark.parametrize("size", [(1, 1), (200, 100)])
+@pytest.mark.parametrize("kind", [types.ImageType.BITMAP, types.ImageType.LZ4])
+def test_what_a_server_draws_quickly_is_what_it_sends(
+    mini: bool, state: State, size: tuple[int, int], kind: types.ImageType
+) -> None:
+    """Also where the pixels are many and are not joined to what comes before them."""
+    width, height = size
+    data = bytes(range(4)) * (width * height)
+    raw = display.Bitmap(8, 4, width, height, width * 4, data)
+    content = display.ImageData(data) if kind else raw
+    image = display.Image(0, kind, 0, width, height, content)
+    box, area = types.Rect(7, 9, 7 + height, 9 + width), types.Rect(0, 0, height, width)
+    copy = display.DrawCopy(0, box, None, area, display.ROP_PUT, 0, display.NO_MASK, image)
+    told, became = [], []
+    for quick, tracing in ((True, False), (True, True), (False, False)):
+        server = at(state, mini=mini).server
+        server._tracing = tracing
+        server.send(base.Ping(1, 2))
+        try:
+            if quick:
+                server.draw((7, 9, 7 + height, 9 + width), kind, memoryview(data))
+            else:
+                server.send(copy)
+            told.append("sent")
+        except LocalProtocolError as error:
+            told.append(str(error))
+        [*rest, out, leases, state_now, delivered, sent] = what_becomes(server, [])
+        became.append((rest, b"".join(out), leases, state_now, delivered, sent))
+    assert told[0] == told[1] == told[2]
+    assert became[0] == became[1] == became[2]
 
 
 # Descriptors

@@ -4,7 +4,9 @@ that costs those who draw."""
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
@@ -25,7 +27,6 @@ from tests.test_library import asked_again, next_frame, rgb, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from spiceshm.server.viewer import Viewer
 
@@ -399,17 +400,22 @@ async def test_who_never_reads_costs_one_update(address: str) -> None:
             [viewer] = server.viewers
             waiting = unsent(viewer)
             assert 0 < waiting <= truth.nbytes + 1000
-            buffers = len(surface.pool.buffers)
+            buffers, resident = len(surface.pool.buffers), resident_bytes()
             for step in range(50):
                 surface.draw(picture(1000, 1000, step % 2))
                 await trio.testing.wait_all_tasks_blocked()
             assert unsent(viewer) == waiting
+            assert resident_bytes() - resident < 10 * truth.nbytes
             assert len(surface.pool.buffers) == buffers
             assert not any(reader.leases for reader in surface.pool.readers)
             assert viewer.stats.frames == 1
             with trio.move_on_after(0.1):  # what it has not acknowledged is not delivered
                 await surface.consumed(surface.serial)
                 pytest.fail("nothing was consumed")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def unsent(viewer: Viewer) -> int:

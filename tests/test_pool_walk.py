@@ -254,6 +254,16 @@ class GrowsTooLittle(Pool):
         return missing if all_new else min(missing, 1)
 
 
+class LendsToAllInThisProcess(Pool):
+    _local_is_full = False  # type: ignore[assignment]
+
+
+class LendsInThisProcessForNothing(Pool):
+    @property
+    def _credits(self) -> int:
+        return sum(reader.credits for reader in self.readers if not reader.local)
+
+
 FAULTS = [
     (FreesWhatIsLent, "a free buffer is leased"),  # 1
     (DrawsInWhatIsLent, "a held frame has changed|damage was lost"),  # 1
@@ -279,3 +289,15 @@ FAULTS = [
 def test_a_fault_is_found(kind: type[Pool], found: str) -> None:
     with pytest.raises(AssertionError, match=found):
         walk(World((2, 1), 3, 2, forgets=True, kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (LendsToAllInThisProcess, "more is lent in this process|the writer would have to wait"),
+        (LendsInThisProcessForNothing, "too little memory for all credits|have to wait"),
+    ],
+)
+def test_a_fault_among_readers_in_this_process_is_found(kind: type[Pool], found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        walk(World((0, 0, 0), 3, 2, kind=kind))
