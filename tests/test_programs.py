@@ -188,6 +188,7 @@ def test_pictures_are_the_same_by_every_way(place: Path) -> None:
 async def test_a_small_frame_costs_few_bytes_where_memory_is_shared(place: Path, how: Any) -> None:
     """Of one rectangle, both ways together, whatever its size."""
     frames = 500
+    noise = np.random.default_rng(1).integers(0, 255, (200, 200, 4), np.uint8)
     async with spiceshm.serve(f"unix:{place}/s") as server:
         surface = server.create_surface(640, 480)
         surface.draw(np.zeros((480, 640, 4), np.uint8))
@@ -197,7 +198,7 @@ async def test_a_small_frame_costs_few_bytes_where_memory_is_shared(place: Path,
             before = remote.wire_bytes
             for number in range(frames):
                 with surface.frame([(0, 0, 200, 200)]) as frame:
-                    frame.pixels[:200, :200] = number % 256
+                    frame.pixels[:200, :200] = noise + np.uint8(number % 256)
                 assert (await anext(seen)).rects.tolist() == [[0, 0, 200, 200]]
             each = (remote.wire_bytes - before) / frames
     if how == "auto":
