@@ -944,7 +944,7 @@ async def test_who_is_silent_after_the_hand_shake_may_stay(
 ) -> None:
     async with scene() as at, at.attacker() as it:
         serial = await it.share()
-        await trio.sleep(1000)
+        await trio.sleep(3 * HANDSHAKE)
         await at.all_is_well()
         await it.display.put(handled(serial))
         assert (await it.take(shm.ShmDamage)).serial == at.surface.serial
