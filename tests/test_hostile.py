@@ -37,6 +37,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import spiceshm
+from spiceshm.server import entrance
 from spiceshm.wire import Message, Sender, display, lookup, main, shm, types
 from spiceshm.wire.base import Ack, AckSync, Pong, SetAck
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
@@ -1217,27 +1218,58 @@ async def test_many_who_come_and_go_leave_nothing(point: str) -> None:
         assert at.surface.pool.segments[0] is segments[0]
 
 
-async def test_too_many_connections_are_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+async def test_those_who_only_connect_make_room_for_each_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with scene() as at:
         with contextlib.ExitStack() as stack:
             crowd = [stack.enter_context(await dial(at.path)) for _ in range(300)]
             async with trio.open_nursery() as nursery:
-                turned_away: list[Wire] = []
+                gone: list[Wire] = []
 
                 async def wait(wire: Wire) -> None:
                     await wire.ended()
-                    turned_away.append(wire)
+                    gone.append(wire)
 
                 for wire in crowd:
                     nursery.start_soon(wait, wire)
-                # The bystander has two of the 256.
-                await eventually(lambda: len(turned_away) >= 300 - 254)
+                await eventually(lambda: len(gone) >= 300 - 64)
                 await at.all_is_well()
-                assert len(turned_away) == 300 - 254
+                assert len(gone) == 300 - 64
+                start = trio.current_time()
+                async with at.attacker() as honest:
+                    await honest.open_main()
+                    assert trio.current_time() - start < 1
+                    await eventually(lambda: len(gone) == 300 - 63)
                 nursery.cancel_scope.cancel()
-            assert set(complaints(caplog)) == {
-                f"unix:{at.path} pid {os.getpid()}: refused, 256 connections are open"
-            }
+            [line] = complaints(caplog)
+            assert line.startswith(f"unix:{at.path} pid {os.getpid()}: 64 connections before it")
+        await at.alone()
+        with contextlib.ExitStack() as stack:  # and another crowd is news again
+            for _ in range(65):
+                stack.enter_context(await dial(at.path))
+            await eventually(lambda: len(complaints(caplog)) == 2)
+        await at.alone()
+        await at.all_is_well()
+
+
+async def test_too_many_connections_are_turned_away(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrance, "MAX_CONNECTIONS", 8)
+    async with scene() as at:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):  # the bystander has two
+                await Attacker(at.path, stack).open_display()
+            for _ in range(2):
+                wire = stack.enter_context(await dial(at.path))
+                await wire.write(link_mess(MAIN, 0))
+                answer = await wire.ended()
+                assert len(answer) == 16 + 178
+                assert struct.unpack_from("<I", answer, 16) == (1,)
+            peer = f"unix:{at.path} pid {os.getpid()}"
+            assert complaints(caplog) == [f"{peer}: refused, 8 connections are open"] * 2
+            await at.all_is_well()
         await at.alone()
         async with spiceshm.connect(f"unix:{at.path}"):
             await at.all_is_well()

@@ -303,6 +303,11 @@ def _check(code: int, *, ticket: bool) -> None:
     if code == LinkError.OK:
         return
     if ticket and code == LinkError.PERMISSION_DENIED:
-        raise LinkRefused(code, "permission denied: wrong or missing password (--password-file)")
+        raise LinkRefused(
+            code,
+            "permission denied: wrong or missing password (--password-file, SPICESHM_PASSWORD)",
+        )
     name = LinkError(code).name.lower().replace("_", " ") if code < len(LinkError) else "unknown"
-    raise LinkRefused(code, f"the server refused the connection: {name} ({code})")
+    # Of all of them this is what spiceshm-server has for being full, and it says no more by itself.
+    hint = "; it may have no room for another client" if code == LinkError.ERROR else ""
+    raise LinkRefused(code, f"the server refused the connection: {name} ({code}){hint}")

@@ -30,7 +30,7 @@ from .entrance import Entrance
 from .inputs import InputsChannel, Play, Seat
 from .sessions import MainChannel, Session, new_session_id
 from .surface import Surface
-from .viewer import HANDSHAKE_S, Viewer
+from .viewer import Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -46,9 +46,6 @@ log = logging.getLogger("spiceshm.server")
 SHM_LIMIT = 10**9
 """Bytes of shared memory in use at once, unless somebody says otherwise."""
 
-MAX_CONNECTIONS = 256
-"""Connections at a time, all channels and half-open ones together."""
-
 
 class Display:
     """What `serve` gives: make a surface and draw on it; everybody connected sees it."""
@@ -62,6 +59,7 @@ class Display:
         password: bytes | None,
         inputs: Play | None,
         compression: CompressionWish,
+        max_clients: int | None,
     ) -> None:
         self.addresses: list[Address] = []
         """Where it listens, with the ports that were chosen."""
@@ -81,8 +79,8 @@ class Display:
             shm=shm,
             password=password,
             inputs=inputs is not None,
+            max_clients=max_clients,
         )
-        self._connections = 0
         self._compression = compression
         self._encoders = Encoders()
 
@@ -163,6 +161,10 @@ class Display:
 
     # Connections
 
+    @property
+    def _connections(self) -> int:
+        return self._entrance.connections
+
     async def handle(self, stream: Stream, *, view_only: bool = False) -> None:
         """Serve one connection to its end. Whatever a peer does ends here, in one log line.
 
@@ -170,18 +172,14 @@ class Display:
         is logged, not the error: a log that keeps errors would keep their memory too.
         """
         with stream:
-            if self._connections >= MAX_CONNECTIONS:
-                log.warning("%s: refused, %d connections are open", stream.peer, MAX_CONNECTIONS)
-                return
-            self._connections += 1
             channel = "link"
             try:
-                with trio.fail_after(HANDSHAKE_S):
-                    link = await self._entrance.link(stream, view_only=view_only)
+                link = await self._entrance.link(stream, view_only=view_only)
                 if link is None or link.mess is None:
                     return
                 channel = ChannelType(link.mess.channel_type).name.lower()
-                await self._serve_channel(stream, link, link.mess, view_only)
+                with self._entrance.serving():
+                    await self._serve_channel(stream, link, link.mess, view_only)
             except (ProtocolError, SourceError) as error:
                 log.warning("%s: %s channel closed: %s", stream.peer, channel, str(error))
             except Disconnected as error:
@@ -192,8 +190,6 @@ class Display:
                 )
             except MemoryError:
                 log.warning("%s: %s channel closed: no memory is left", stream.peer, channel)
-            finally:
-                self._connections -= 1
 
     async def _serve_channel(
         self, stream: Stream, link: ServerLink, mess: LinkMess, view_only: bool
@@ -271,14 +267,17 @@ async def serve(
     password: str | None = None,
     no_auth: bool = False,
     compression: CompressionWish = "auto",
+    max_clients: int | None = None,
 ) -> AsyncIterator[Display]:
     """Serve a display at ``addresses``; without any at the user's default socket.
 
     An address is ``unix:/path``, ``unix:@name`` or ``tcp:host:port``. ``shm="off"`` speaks ordinary
     SPICE only. ``shm_limit`` is how many bytes of shared memory may be in use at once; a client
     that would pass it is served by ordinary SPICE. ``password`` (at most 60 bytes of UTF-8) is
-    asked of every client; on TCP beyond loopback it is required unless ``no_auth``. Clients on Unix
-    sockets must be of our own user.
+    asked of every client; on TCP beyond loopback it is required unless ``no_auth``. Whoever guesses
+    waits up to 0.8 s for each answer. Clients on Unix sockets must be of our own user.
+    ``max_clients`` is how many may be connected at a time, None: as many as come, up to 256
+    connections (a client has one for each of its channels).
 
     Clients that do not share memory are sent pictures. ``compression="auto"`` leaves them as they
     are on Unix sockets and for clients that want it so; others get LZ4 if they know it and the
@@ -293,19 +292,24 @@ async def serve(
     ``view_only`` addresses, which are listened on besides, there is nothing but to look.
 
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
-    ValueError for a password that is too long or a ``compression`` that there is not, SpiceShmError
-    for ``compression="lz4"`` without its package. At the end of the block every connection is
+    ValueError for a password that is too long or beside ``no_auth``, for ``max_clients`` below 1 or
+    a ``compression`` that there is not, SpiceShmError for ``compression="lz4"`` without its
+    package. At the end of the block every connection is
     closed.
     """
     places = [parse_address(text) for text in addresses] or [default_address()]
     others = [parse_address(text) for text in view_only]
     secret = _password(password)
+    if secret and no_auth:
+        raise ValueError("a password is asked of every client (password) or of none (no_auth)")
+    if max_clients is not None and max_clients < 1:
+        raise ValueError(f"max_clients is {max_clients}, which leaves room for nobody")
     check_wish(compression)
     for place in [*places, *others]:
         if isinstance(place, TcpAddress) and not (place.loopback or secret or no_auth):
             raise ListenError(
                 f"{place}: anybody could connect; "
-                "set a password (--password-file) or allow it (--no-auth)"
+                "set a password (--password-file, SPICESHM_PASSWORD) or allow it (--no-auth)"
             )
     async with open_nursery() as nursery:
         display = Display(
@@ -315,6 +319,7 @@ async def serve(
             password=secret,
             inputs=inputs,
             compression=compression,
+            max_clients=max_clients,
         )
         with contextlib.ExitStack() as stack:
             stack.callback(display.close)

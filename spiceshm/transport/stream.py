@@ -87,6 +87,19 @@ class Stream:
         """SO_PEERCRED, or None where the socket has none."""
         return credentials_of(self._socket)
 
+    def host(self) -> str:
+        """Where the peer is, the same for all its connections: an IP address, or a user.
+
+        Raises Disconnected if it is gone.
+        """
+        who = self.credentials()
+        if who is not None:
+            return f"uid {who.uid}"
+        try:
+            return str(self._socket.getpeername()[0])
+        except OSError as error:
+            raise _lost(error) from None
+
     async def receive(self, most: int = READ_SIZE) -> tuple[memoryview, list[Descriptor]]:
         """Wait for bytes; returns them, good until the next call, and the descriptors with them.
 
