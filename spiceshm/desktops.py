@@ -54,7 +54,10 @@ class Desktop:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment for programs of your own: this process's, with DISPLAY and XAUTHORITY."""
+        """The environment for programs of your own: this process's, with DISPLAY and XAUTHORITY.
+
+        SPICESHM_PASSWORD is not in it, nor in that of the programs that are started here.
+        """
         return self._xvfb.environment
 
     async def run(self, *command: str) -> trio.Process:

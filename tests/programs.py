@@ -170,7 +170,7 @@ def environment(runtime: Path | None = None, **more: str) -> dict[str, str]:
     env = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("XDG_RUNTIME_DIR", "DISPLAY", "SPICESHM_DEBUG")
+        if name not in ("XDG_RUNTIME_DIR", "DISPLAY", "SPICESHM_DEBUG", "SPICESHM_PASSWORD")
         and not name.startswith("PYTHON")
     }
     if runtime is not None:

@@ -163,10 +163,31 @@ def test_what_the_program_is_given_and_says(place: Path, monkeypatch: pytest.Mon
     assert not any(line.startswith("WAYLAND") for line in said)
 
 
+def test_no_program_gets_to_know_the_servers_password(place: Path) -> None:
+    words = ["--json", "--listen", f"unix:{place}/s", *SMALL, "--", "sleep", "1000"]
+    env = environment(TMPDIR=str(place), SPICESHM_PASSWORD=place.name)
+    with Program(command("server", *words), env) as server:
+        server.line()
+        until(lambda: len(children(server.pid)) == 4)  # with two guards
+        until(lambda: processes_with(f"SPICESHM_PASSWORD={place.name}") == {server.pid})
+        assert look("--no-shm", f"unix:{place}/s").returncode == 1
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+async def test_nor_a_desktops(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPICESHM_PASSWORD", place.name)
+    async with spiceshm.desktop("sleep", "1000") as desktop:
+        assert desktop.process is not None
+        assert desktop.process.pid in processes_with(f"DISPLAY={desktop.x_display}")
+        assert processes_with(f"SPICESHM_PASSWORD={place.name}") == set()
+        assert "SPICESHM_PASSWORD" not in desktop.environment
+
+
 def test_what_a_server_says_for_people(place: Path) -> None:
     words = [*SMALL, "--listen", f"unix:{place}/s"]
     with Program(command("server", *words), environment(TMPDIR=str(place))) as server:
-        lines = [server.line() for _ in range(5)]
+        lines = [server.line() for _ in range(6)]
         server.send(signal.SIGTERM)
         assert server.wait() == 0
     assert lines[0].startswith("spiceshm-server: Xvfb, X display :")

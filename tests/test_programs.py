@@ -210,13 +210,14 @@ async def test_a_small_frame_costs_few_bytes_where_memory_is_shared(place: Path,
 def test_what_a_server_says_for_people(place: Path) -> None:
     env = environment(place)
     with Program(command("server", *STILL), env) as server:
-        lines = [server.line() for _ in range(4)]
+        lines = [server.line() for _ in range(5)]
         default = f"unix:{place}/spiceshm/display.sock"
         assert lines == [
             "spiceshm-server: test pattern 1920x1080",
             f"listening on {default}",
             "  look at it:           spiceshm-client --stats",
             f"  with a stock viewer:  remote-viewer spice+{default.replace(':', '://')}",
+            f"                        spicy --uri=spice+{default.replace(':', '://')}",
         ]
         result = look(runtime=place)
         assert result.returncode == 0
@@ -227,6 +228,30 @@ def test_what_a_server_says_for_people(place: Path) -> None:
         )
         result = look("--no-shm", runtime=place)
         assert "ordinary SPICE (shared memory was not wanted)" in result.stdout.decode()
+
+
+def test_what_a_server_with_a_password_says(place: Path) -> None:
+    """No line has it; where a connection file has it, that file is what remote-viewer is given."""
+    vv, socket, only = place / "a b.vv", place / "a s", place / "o"
+    words = ["--listen", "unix:@spiceshm-test", "--listen", f"unix:{socket}"]
+    words += ["--listen-view-only", f"unix:{only}", "--write-vv", str(vv), *STILL]
+    env = environment(place, SPICESHM_PASSWORD="sesame")
+    with Program(command("server", *words), env) as server:
+        assert [server.line() for _ in range(11)] == [
+            "spiceshm-server: test pattern 1920x1080",
+            "listening on unix:@spiceshm-test",
+            "  look at it:           spiceshm-client --stats unix:@spiceshm-test",
+            f"listening on unix:{socket}",
+            f"  look at it:           spiceshm-client --stats 'unix:{socket}'",
+            f"  with a stock viewer:  remote-viewer '{vv}'",
+            f"                        spicy --uri=spice+unix://{place}/a%20s",
+            f"listening on unix:{only} (view only)",
+            f"  look at it:           spiceshm-client --stats unix:{only}",
+            f"  with a stock viewer:  remote-viewer spice+unix://{only}",
+            f"                        spicy --uri=spice+unix://{only}",
+        ]
+        asks = "stock viewers ask for the password, spiceshm-client reads SPICESHM_PASSWORD"
+        assert server.line() == asks
 
 
 def test_a_table_of_figures() -> None:
@@ -314,6 +339,62 @@ def test_password_files_that_hold_none(place: Path, program: str) -> None:
         assert said.startswith(f"--password-file {place / name}: ")
 
 
+def test_a_password_from_the_environment(place: Path) -> None:
+    """Both programs take it; a file wins."""
+    (place / "other").write_text("other")
+    file = ["--password-file", f"{place}/other"]
+    at = ["--listen", f"unix:{place}/s"]
+    env = environment(place, SPICESHM_PASSWORD="sesame")
+
+    def status(*words: str) -> int:
+        return subprocess.run(command("client", f"unix:{place}/s", *words), env=env).returncode
+
+    with Program(command("server", *STILL, *at, "--json"), env) as server:
+        server.line()
+        assert status() == 0
+    with Program(command("server", *STILL, *at, *file, "--json"), env) as server:
+        server.line()
+        assert (status(), status(*file)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "value", "why"),
+    [
+        ("server", [], "", "SPICESHM_PASSWORD must have 1 to 60 bytes"),
+        ("client", [], "ä" * 31, "SPICESHM_PASSWORD must have 1 to 60 bytes"),
+        (
+            "server",
+            ["--no-auth"],
+            "sesame",
+            "--no-auth asks nobody for the password of SPICESHM_PASSWORD; leave one out",
+        ),
+    ],
+)
+def test_environments_that_hold_no_password(
+    place: Path, program: str, words: list[str], value: str, why: str
+) -> None:
+    env = environment(place, SPICESHM_PASSWORD=value)
+    result = subprocess.run(
+        command(program, *words), env=env, capture_output=True, timeout=DEADLINE
+    )
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert one_line(result.stderr, f"spiceshm-{program}") == why
+
+
+def test_no_more_clients_than_are_wanted() -> None:
+    with serving("--surface", "64x48", "--max-clients", "1") as server:
+        with Program(command("client", "--stats", server.address)) as one:
+            until(lambda: one.errors.count("\n") >= 2)
+            result = look(server.address)
+            assert (result.returncode, result.stdout) == (1, b"")
+            said = one_line(result.stderr, "spiceshm-client")
+            assert said.endswith("error (1); it may have no room for another client")
+            assert one.status is None
+            [line] = server.errors.splitlines()
+            assert line.endswith("refused, no more clients than 1 may be connected")
+        assert look(server.address).returncode == 0
+
+
 @pytest.mark.parametrize("address", ["tcp:0.0.0.0:0", "tcp:[::]:0"])
 def test_whom_everybody_could_reach_wants_a_password(place: Path, address: str) -> None:
     result = run("server", "--listen", address)
@@ -357,6 +438,10 @@ MISTAKES: list[tuple[str, list[str], int, str]] = [
     ("server", ["--listen", "unix:/" + "x" * 200], 2, "is longer than 107 bytes"),
     ("server", ["--listen", "unix:/dev/null"], 1, "there is a file of that name that is no socket"),
     ("server", ["--listen", "tcp:192.0.2.1:0", "--no-auth"], 1, "Cannot assign requested address"),
+    ("server", ["--write-vv", "/dev/null"], 1, "/dev/null: it is there already, and is no connect"),
+    ("server", ["--write-vv", "/nowhere/a.vv"], 1, "/nowhere/a.vv: No such file or directory"),
+    ("server", ["--listen", "unix:@x", "--write-vv", "a"], 2, "viewers reach no abstract socket"),
+    ("server", ["--max-clients", "0"], 2, "'0' is not a whole number above 0"),
     ("server", ["--surf", "64x48"], 2, "unrecognized arguments: --surf"),
     ("server", ["extra"], 2, "a command is for --source xvfb"),
     ("client", ["nowhere"], 2, "accepted: unix:/path, unix:@name, tcp:host:port"),

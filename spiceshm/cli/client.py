@@ -74,7 +74,11 @@ def _options() -> argparse.ArgumentParser:
         metavar="S",
         help="a server that is not there yet may come within S seconds",
     )
-    options.add_argument("--password-file", metavar="FILE", help="its first line is the password")
+    options.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help="its first line is the password (default: $SPICESHM_PASSWORD, if set)",
+    )
     return options
 
 

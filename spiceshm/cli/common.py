@@ -14,6 +14,8 @@ import trio
 
 from ..errors import Disconnected, SpiceShmError, Timeout
 from ..nursery import open_nursery
+from ..protocol.link import MAX_PASSWORD
+from ..sources.processes import PASSWORD
 from .options import DISCONNECTED, FAILED, NOT_SHARED, TIMEOUT, USAGE, nobody_reads
 
 if TYPE_CHECKING:
@@ -40,16 +42,29 @@ _STATUSES = (
 
 
 def read_password(path: str | None) -> str | None:
-    """The first line of a password file. Raises UsageError if there is none to read."""
-    if path is None:
-        return None
+    """The first line of a password file; without one $SPICESHM_PASSWORD; None if neither is given.
+
+    The variable is taken out of the environment: no program that we start is to have it. Raises
+    UsageError for what is no password.
+    """
+    variable = os.environ.pop(PASSWORD, None)
+    if path is not None:
+        try:
+            first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--password-file {path}: {reason(error)}") from None
+        return _fits(first, f"--password-file {path}: its first line")
+    return None if variable is None else _fits(variable, PASSWORD)
+
+
+def _fits(password: str, what: str) -> str:
     try:
-        first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--password-file {path}: {reason(error)}") from None
-    if not first or len(first.encode()) > 60:
-        raise UsageError(f"--password-file {path}: its first line must have 1 to 60 bytes")
-    return first
+        size = len(password.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} must be UTF-8") from None
+    if not 1 <= size <= MAX_PASSWORD:
+        raise UsageError(f"{what} must have 1 to {MAX_PASSWORD} bytes")
+    return password
 
 
 def reason(error: Exception) -> str:

@@ -20,6 +20,7 @@ examples:
   spiceshm-server --source xvfb --surface 1280x800 -- xterm -e top
   spiceshm-server --listen unix:/run/user/1000/demo.sock --listen-view-only tcp:127.0.0.1:5930
   spiceshm-server --surface 1280x720 --fps 30 --damage full
+  spiceshm-server --listen tcp:0.0.0.0:5930 --password-file secret --write-vv desktop.vv
 
 addresses: unix:/path, unix:@name (abstract: no file protects it, only the check that the client is
 of your own user), tcp:host:port (port 0: any free one). Whoever can connect can type: TCP beyond
@@ -122,10 +123,24 @@ def _options() -> argparse.ArgumentParser:
         "elsewhere lz4 if the client knows it, else lz (default: auto)",
     )
     options.add_argument(
-        "--password-file", metavar="FILE", help="its first line is asked of every client"
+        "--password-file",
+        metavar="FILE",
+        help="its first line is asked of every client (default: $SPICESHM_PASSWORD, if set)",
     )
     options.add_argument(
         "--no-auth", action="store_true", help="let anybody in who reaches a TCP address"
+    )
+    options.add_argument(
+        "--max-clients",
+        type=count,
+        metavar="N",
+        help="clients at a time, further ones are refused (default: as many as come)",
+    )
+    options.add_argument(
+        "--write-vv",
+        metavar="FILE",
+        help="while it runs, a file for remote-viewer FILE: where to connect, and the password, so "
+        "only you can read it",
     )
     options.add_argument(
         "--shm-limit-mb",

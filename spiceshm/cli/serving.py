@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -15,10 +16,10 @@ import trio
 from ..nursery import open_nursery
 from ..server import Display, ViewerStats, serve
 from ..server.display import SHM_LIMIT
-from ..sources.processes import NotStarted
-from ..transport import Address, default_address
+from ..sources.processes import PASSWORD, NotStarted
 from .common import UsageError, read_password, run, until_interrupted
 from .options import OK
+from .viewing import commands, connection_file, for_stock_viewers
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..server.inputs import Play
     from ..sources.xvfb import Xvfb
+    from ..transport import Address
 
 PATTERN_SURFACE = (1920, 1080)
 DESKTOP_SURFACE = (1280, 800)
@@ -53,6 +55,14 @@ def _check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) not in (None, []) and arguments.source not in sources:
             what = "a command" if option == "command" else f"--{option}"
             raise UsageError(f"{what} is for --source {' and '.join(sources)}")
+
+
+def _password(arguments: argparse.Namespace) -> str | None:
+    password = read_password(arguments.password_file)
+    if password is not None and arguments.no_auth:
+        where = PASSWORD if arguments.password_file is None else "--password-file"
+        raise UsageError(f"--no-auth asks nobody for the password of {where}; leave one out")
+    return password
 
 
 class Source(NamedTuple):
@@ -92,7 +102,7 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
 
 async def _serve(name: str, arguments: argparse.Namespace) -> int:
     _check(arguments)
-    password = read_password(arguments.password_file)
+    password = _password(arguments)
     status = OK
     async with (
         until_interrupted(),
@@ -106,11 +116,13 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
             password=password,
             no_auth=arguments.no_auth,
             compression=arguments.compression,
+            max_clients=arguments.max_clients,
         ) as display,
+        _connection_file(arguments, display, source, password),
     ):
         async with open_nursery() as nursery:
             await nursery.start(source.show, display)
-            _announce(name, display, source, arguments)
+            _announce(name, display, source, arguments, password is not None)
             if arguments.stats or arguments.stats_json:
                 nursery.start_soon(_report, display, arguments)
             if source.xvfb is not None and arguments.command:
@@ -166,13 +178,40 @@ def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
     return "\n".join(lines)
 
 
-def _announce(name: str, display: Display, source: Source, arguments: argparse.Namespace) -> None:
+@contextlib.asynccontextmanager
+async def _connection_file(
+    arguments: argparse.Namespace, display: Display, source: Source, password: str | None
+) -> AsyncIterator[None]:
+    """The block has the file that --write-vv wants, if it wants one."""
+    with contextlib.ExitStack() as stack:
+        if arguments.write_vv is not None:
+            stack.enter_context(
+                connection_file(
+                    arguments.write_vv, _places(display), title=source.words, password=password
+                )
+            )
+        yield
+
+
+def _places(display: Display) -> list[Address]:
+    return [*display.addresses, *display.view_only_addresses]
+
+
+def _announce(
+    name: str, display: Display, source: Source, arguments: argparse.Namespace, password: bool
+) -> None:
     """Say where it listens and what to type to look; flushed, so that a script can wait for it."""
+    vv_place = for_stock_viewers(_places(display))
+
+    def viewers(place: Address) -> list[list[str]]:
+        vv = arguments.write_vv if place == vv_place else None
+        return commands(place, password_file=arguments.password_file, vv=vv)
+
     if arguments.json:
         said: dict[str, Any] = {
             "source": source.words,
-            "listening": _places(display.addresses),
-            "view_only": _places(display.view_only_addresses),
+            "listening": [_place(place, viewers(place)) for place in display.addresses],
+            "view_only": [_place(place, viewers(place)) for place in display.view_only_addresses],
             "pid": os.getpid(),
         }
         if source.xvfb is not None:
@@ -180,19 +219,21 @@ def _announce(name: str, display: Display, source: Source, arguments: argparse.N
         print(json.dumps(said), flush=True)
         return
     lines = [f"{name}: {source.words}"]
-    for place in (*display.addresses, *display.view_only_addresses):
-        here = "" if place == default_address() else f" {place}"
+    for place in _places(display):
         only = " (view only)" if place in display.view_only_addresses else ""
         lines.append(f"listening on {place}{only}")
-        ticket = " --password-file FILE" if arguments.password_file else ""
-        lines.append(f"  look at it:           spiceshm-client --stats{ticket}{here}")
-        if place.uri:
-            lines.append(f"  with a stock viewer:  remote-viewer {place.uri}")
+        ours, *stock = map(shlex.join, viewers(place))
+        lines.append(f"  look at it:           {ours}")
+        lines += [f"  with a stock viewer:  {line}" for line in stock[:1]]
+        lines += [f"                        {line}" for line in stock[1:]]
+    if password:
+        ours = "" if arguments.password_file else f", spiceshm-client reads {PASSWORD}"
+        lines.append(f"stock viewers ask for the password{ours}")
     if source.xvfb is not None:
         where = f"DISPLAY={source.xvfb.name} XAUTHORITY={source.xvfb.xauthority}"
         lines.append(f"for further programs on it:  export {where}")
     print("\n".join(lines), flush=True)
 
 
-def _places(addresses: Sequence[Address]) -> list[dict[str, str | None]]:
-    return [{"address": str(address), "uri": address.uri} for address in addresses]
+def _place(place: Address, viewers: list[list[str]]) -> dict[str, Any]:
+    return {"address": str(place), "uri": place.uri, "commands": viewers}

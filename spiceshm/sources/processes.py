@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 GRACE_S = 2.0
 """Seconds from asking a group to end (SIGTERM) to making it end (SIGKILL)."""
 
+PASSWORD = "SPICESHM_PASSWORD"
+"""The environment variable that our programs take their password from."""
+
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """The exit status that shells have for a program that cannot be started."""
 
@@ -42,6 +45,11 @@ rm -rf -- "$@"
 sleep {GRACE_S:g}
 kill -KILL 0
 """
+
+
+def environment_for_others() -> dict[str, str]:
+    """Ours, without what is nobody else's business."""
+    return {name: value for name, value in os.environ.items() if name != PASSWORD}
 
 
 class NotStarted(SourceError):
@@ -68,7 +76,7 @@ class Group:
     ) -> trio.Process:
         """Start a program with nothing to read; its output goes where ours goes, or to a file.
 
-        Raises NotStarted saying why not.
+        ``env`` is by default `environment_for_others`. Raises NotStarted saying why not.
         """
         self._programs = [program for program in self._programs if program.poll() is None]
         try:
@@ -77,7 +85,7 @@ class Group:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=env,
+                env=environment_for_others() if env is None else env,
                 pass_fds=tuple(pass_fds),
                 process_group=self._guard.pid,
             )

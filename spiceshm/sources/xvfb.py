@@ -21,7 +21,7 @@ import trio
 from ..errors import SourceError
 from ..events import PointerTo
 from ..nursery import open_nursery
-from .processes import Group, NotStarted, open_group
+from .processes import Group, NotStarted, environment_for_others, open_group
 from .x11 import XDesktop
 from .xcb import XError
 
@@ -59,9 +59,12 @@ class Xvfb:
     def environment(self) -> dict[str, str]:
         """The environment of a program that is to show itself here: ours, with this display.
 
-        Toolkits that would rather go to the user's own Wayland desktop are told not to.
+        The password that ours may have is left out. Toolkits that would rather go to the user's
+        own Wayland desktop are told not to.
         """
-        ours = {name: value for name, value in os.environ.items() if name not in _WAYLAND}
+        ours = environment_for_others()
+        for name in _WAYLAND:
+            ours.pop(name, None)
         return {**ours, **_ON_X, "DISPLAY": self.name, "XAUTHORITY": str(self.xauthority)}
 
     async def run(self, *command: str) -> trio.Process:
