@@ -79,8 +79,9 @@ class Peer:
 class Client:
     """A session; ``listed`` are the channels that the server told of."""
 
-    def __init__(self, address: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, address: str, stack: contextlib.ExitStack, password: bytes = b"") -> None:
         self.address = address
+        self.password = password
         self.session_id = 0
         self.listed: set[int] = set()
         self.main: Peer
@@ -110,6 +111,7 @@ class Client:
                 channel_type=kind,
                 channel_id=0,
                 channel_caps=caps,
+                password=self.password,
             )
             while not link.done:
                 stream.send(link.data_to_send())
@@ -122,9 +124,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def session(address: str) -> AsyncIterator[Client]:
+async def session(address: str, password: bytes = b"") -> AsyncIterator[Client]:
     """A session whose main channel is open; at the end of the block all its sockets close."""
     with contextlib.ExitStack() as stack:
-        client = Client(address, stack)
+        client = Client(address, stack, password)
         await client.begin()
         yield client

@@ -1275,6 +1275,25 @@ async def test_too_many_connections_are_turned_away(
             await at.all_is_well()
 
 
+async def test_who_loses_the_race_for_the_last_place_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with scene(bystanders=0, max_clients=1) as at, at.attacker() as it:
+        with trio.fail_after(SOON):
+            wires = [await it.dial(), await it.dial()]
+            tickets = []
+            for wire in wires:
+                await wire.write(link_mess(MAIN, 0))
+                tickets.append(ticket(await link_reply(wire)))
+            first, second = wires
+            await first.write(tickets[0])
+            assert await first.read(4) == bytes(4)
+            await second.write(tickets[1])
+            assert await second.ended() == struct.pack("<I", 1)
+        [line] = complaints(caplog)
+        assert line.endswith(": refused, no more clients than 1 may be connected")
+
+
 async def test_another_surface_comes_while_attackers_are_at_every_point(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -332,11 +332,12 @@ def test_password_files_that_hold_none(place: Path, program: str) -> None:
     contents = {"empty": b"", "newline": b"\nsecret", "long": b"x" * 61, "latin": b"\xff\xfe"}
     for name, data in contents.items():
         (place / name).write_bytes(data)
-    for name in [*contents, "missing", ""]:
-        result = run(program, "--password-file", str(place / name), runtime=place)
-        assert result.returncode == 2
-        said = one_line(result.stderr, f"spiceshm-{program}")
-        assert said.startswith(f"--password-file {place / name}: ")
+    files = [str(place / name) for name in [*contents, "missing", ""]]
+    outcomes = forked([(program, ["--password-file", file]) for file in files], place)
+    for file, (status, out, err) in zip(files, outcomes, strict=True):
+        assert (status, out) == (2, "")
+        said = one_line(err.encode(), f"spiceshm-{program}")
+        assert said.startswith(f"--password-file {file}: ")
 
 
 def test_a_password_from_the_environment(place: Path) -> None:
@@ -369,6 +370,7 @@ def test_a_password_from_the_environment(place: Path) -> None:
             "--no-auth asks nobody for the password of SPICESHM_PASSWORD; leave one out",
         ),
     ],
+    ids=["empty", "long", "no-auth"],
 )
 def test_environments_that_hold_no_password(
     place: Path, program: str, words: list[str], value: str, why: str

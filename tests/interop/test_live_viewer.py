@@ -44,8 +44,9 @@ class Screen:
         """Whether it is somewhere; and from then on, whether it is there."""
         pixels = self.pixels()
         if self._corner is None:
-            row = np.ascontiguousarray(picture[0, :16, :3])
-            starts = np.argwhere((pixels == row[0]).all(axis=2))
+            row = picture[0, :16, :3]
+            begins = np.lib.stride_tricks.sliding_window_view(pixels, (1, 2, 3))[:, :, 0, 0]
+            starts = np.argwhere((begins == row[:2]).all(axis=(2, 3)))
             for y, x in starts.tolist():
                 if np.array_equal(pixels[y, x : x + 16], row):
                     self._corner = y, x
@@ -53,7 +54,8 @@ class Screen:
             else:
                 return False
         y, x = self._corner
-        return np.array_equal(pixels[y : y + HEIGHT, x : x + WIDTH], picture[:, :, :3])
+        height, width = picture.shape[:2]
+        return np.array_equal(pixels[y : y + height, x : x + width], picture[:, :, :3])
 
 
 async def eventually_shows(screen: Screen, picture: np.ndarray) -> None:
