@@ -567,6 +567,7 @@ async def test_the_kernel_says_who_connects(accepting: tuple[Listener, Accepted]
         with await accepted.next() as stream:
             assert stream.peer == f"{listener.address} pid {program.pid}"
             assert stream.credentials() == (program.pid, os.getuid(), os.getgid())
+            assert stream.host() == f"uid {os.getuid()}"
             assert stream.is_unix
 
 
@@ -580,6 +581,9 @@ async def test_there_are_no_credentials_over_tcp(nursery: trio.Nursery) -> None:
                 assert not one.is_unix
             host, port = stream._socket.getsockname()
             assert server.peer == f"tcp:{host}:{port}"
+            assert server.host() == host
+        with pytest.raises(Disconnected):
+            server.host()
         nursery.cancel_scope.cancel()
 
 

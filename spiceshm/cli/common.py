@@ -44,10 +44,10 @@ _STATUSES = (
 def read_password(path: str | None) -> str | None:
     """The first line of a password file; without one $SPICESHM_PASSWORD; None if neither is given.
 
-    The variable is taken out of the environment: no program that we start is to have it. Raises
-    UsageError for what is no password.
+    Programs that we start do not get it (`environment_for_others`). Raises UsageError for what is
+    no password.
     """
-    variable = os.environ.pop(PASSWORD, None)
+    variable = os.environ.get(PASSWORD)
     if path is not None:
         try:
             first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
