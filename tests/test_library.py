@@ -482,6 +482,30 @@ async def test_beyond_loopback_somebody_must_be_kept_out() -> None:
         assert str(display.addresses[0]) != "tcp:0.0.0.0:0"
 
 
+async def test_limits_that_let_nobody_in_or_say_two_things(address: str) -> None:
+    for options, why in (
+        ({"max_clients": 0}, "max_clients is 0"),
+        ({"password": "sesame", "no_auth": True}, r"of every client \(password\) or of none"),
+        ({"password": "x" * 61}, "1 to 60 bytes"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            async with spiceshm.serve(address, **options):  # type: ignore[arg-type]
+                pass
+
+
+async def test_as_many_clients_as_are_wanted(address: str) -> None:
+    async with spiceshm.serve(address, max_clients=2) as display:
+        display.create_surface(8, 8).draw(np.zeros((8, 8, 4), np.uint8))
+        for _ in range(2):  # who has gone makes room
+            async with spiceshm.connect(address), spiceshm.connect(address):
+                with pytest.raises(spiceshm.LinkRefused, match=r"error \(1\); it may have no room"):
+                    async with spiceshm.connect(address):
+                        pass
+            with trio.fail_after(10):
+                while display._connections:
+                    await trio.sleep(0.001)
+
+
 async def test_tcp_and_abstract_sockets(tmp_path: Path) -> None:
     name = f"unix:@spiceshm-test-{tmp_path.name}"
     async with spiceshm.serve("tcp:127.0.0.1:0", name) as display:

@@ -20,7 +20,7 @@ examples:
   spiceshm-server --source xvfb --surface 1280x800 -- xterm -e top
   spiceshm-server --listen unix:/run/user/1000/demo.sock --listen-view-only tcp:127.0.0.1:5930
   spiceshm-server --surface 1280x720 --fps 30 --damage full
-  spiceshm-server --listen tcp:0.0.0.0:5930 --password-file secret --write-vv desktop.vv
+  spiceshm-server --listen tcp:0.0.0.0:5930 --password-file ~/.ticket --write-vv a.vv
 
 addresses: unix:/path, unix:@name (abstract: no file protects it, only the check that the client is
 of your own user), tcp:host:port (port 0: any free one). Whoever can connect can type: TCP beyond

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +18,7 @@ from ..server.display import SHM_LIMIT
 from ..sources.processes import PASSWORD, NotStarted
 from .common import UsageError, read_password, run, until_interrupted
 from .options import OK
-from .viewing import commands, connection_file, for_stock_viewers
+from .viewing import commands, connection_file, for_stock_viewers, in_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -221,18 +220,22 @@ def _announce(
     lines = [f"{name}: {source.words}"]
     for place in _places(display):
         only = " (view only)" if place in display.view_only_addresses else ""
-        lines.append(f"listening on {place}{only}")
-        ours, *stock = map(shlex.join, viewers(place))
-        lines.append(f"  look at it:           {ours}")
-        lines += [f"  with a stock viewer:  {line}" for line in stock[:1]]
-        lines += [f"                        {line}" for line in stock[1:]]
+        lines += [f"listening on {place}{only}", *in_lines(viewers(place))]
     if password:
-        ours = "" if arguments.password_file else f", spiceshm-client reads {PASSWORD}"
-        lines.append(f"stock viewers ask for the password{ours}")
+        lines.append(_about_the_password(arguments))
     if source.xvfb is not None:
         where = f"DISPLAY={source.xvfb.name} XAUTHORITY={source.xvfb.xauthority}"
         lines.append(f"for further programs on it:  export {where}")
     print("\n".join(lines), flush=True)
+
+
+def _about_the_password(arguments: argparse.Namespace) -> str:
+    words = "stock viewers ask for the password"
+    if arguments.write_vv is not None:
+        words += f" that is in {arguments.write_vv}"
+    if arguments.password_file is None:
+        words += f", spiceshm-client reads {PASSWORD}"
+    return words
 
 
 def _place(place: Address, viewers: list[list[str]]) -> dict[str, Any]:

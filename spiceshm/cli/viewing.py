@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import socket
 import stat
 import tempfile
@@ -36,6 +37,14 @@ def commands(place: Address, *, password_file: str | None, vv: str | None) -> li
         return [ours]
     remote_viewer = ["remote-viewer", place.uri if vv is None else os.path.abspath(vv)]
     return [ours, remote_viewer, ["spicy", f"--uri={place.uri}"]]
+
+
+def in_lines(viewers: Sequence[Sequence[str]]) -> list[str]:
+    """What `commands` returned, for people: to be read, and copied into a shell."""
+    ours, *stock = map(shlex.join, viewers)
+    labels = ["with a stock viewer:", *[""] * len(stock)]
+    shown = [("look at it:", ours), *zip(labels, stock, strict=False)]
+    return [f"  {label:21} {line}" for label, line in shown]
 
 
 def for_stock_viewers(places: Sequence[Address]) -> Address | None:
