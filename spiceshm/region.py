@@ -85,7 +85,7 @@ def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
     if len(rects) < 2:
         return list(rects)
     # What the largest one covers is gone at once: often that is all, after a full redraw.
-    top, left, bottom, right = largest = max(rects, key=lambda rect: area([rect]))
+    top, left, bottom, right = largest = max(rects, key=_size)
     joined = [largest]
     joined += (
         r
@@ -108,6 +108,15 @@ def add(some: Sequence[Rect], more: Sequence[Rect]) -> list[Rect]:
     if len(some) == 1 and _covers(some[0], more):
         return list(some)
     return merge([*some, *more])
+
+
+def gather(some: Sequence[Rect], more: Sequence[Rect]) -> list[Rect]:
+    """Both, hardly merged, in any number: for what is asked every frame and seldom used."""
+    if not some or (len(more) == 1 and _covers(more[0], some)):
+        return list(more)
+    if (len(some) == 1 and _covers(some[0], more)) or some[-len(more) :] == more:
+        return list(some)
+    return [*some, *more]
 
 
 def _covers(rect: Rect, rects: Sequence[Rect]) -> bool:
@@ -159,11 +168,24 @@ def _slices(rects: list[Rect]) -> list[Rect]:
 def _squeeze(rects: list[Rect], most: int) -> list[Rect]:
     """Join neighbours in reading order, least wasteful first, until ``most`` are left."""
     rects = sorted(rects)
+    waste = [_waste(*pair) for pair in pairwise(rects)]
     while len(rects) > most:
-        waste = [area([bounds(pair)]) - area(pair) for pair in pairwise(rects)]
-        at = min(range(len(waste)), key=waste.__getitem__)
+        at = waste.index(min(waste))
         rects[at : at + 2] = [bounds(rects[at : at + 2])]
+        del waste[at]
+        for pair in range(max(0, at - 1), min(at + 1, len(waste))):
+            waste[pair] = _waste(rects[pair], rects[pair + 1])
     return rects
+
+
+def _size(rect: Rect) -> int:
+    top, left, bottom, right = rect
+    return (bottom - top) * (right - left)
+
+
+def _waste(one: Rect, other: Rect) -> int:
+    """Pixels that the bounding box of two has beyond theirs."""
+    return _size(bounds((one, other))) - _size(one) - _size(other)
 
 
 def _cut(piece: Rect, hole: Rect) -> list[Rect]:

@@ -349,7 +349,7 @@ class World:
         peers = []
         for p in self.peers:
             r = p.reader
-            reader = r and (r, r.damage, r.full, r.segments.copy(), r.leases.copy())
+            reader = r and (r, r.damage, r.full, r.loose, r.segments.copy(), r.leases.copy())
             peers.append((p, p.asked, p.seen, p.mirror, p.held.copy(), p.refused, reader))
         rest = (pool.current, pool.serial, list(pool.segments), set(pool.retiring))
         return buffers, peers, rest, self.truth, self.ended
@@ -367,8 +367,8 @@ class World:
             p.held = held.copy()
             p.reader = None
             if reader:
-                p.reader, damage, p.reader.full, segments, leases = reader
-                r = p.reader
+                r, damage, r.full, r.loose, segments, leases = reader
+                p.reader = r
                 r.damage, r.segments, r.leases = damage.copy(), segments.copy(), leases.copy()
                 pool.readers.add(r)
         pool.current, pool.serial, segments, retiring = rest

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from spiceshm import region
 from spiceshm.memory import MOST_LOCAL, BufferState, Frame, Pool, Reader
+from spiceshm.memory.pool import MOST_LOOSE
 
 WIDTH, HEIGHT = 12, 9
 
@@ -239,3 +241,58 @@ def test_nothing_new_nothing_lent() -> None:
     draw(pool, [(0, 0, 1, 1)], 1)
     assert pool.lend(reader)
     assert pool.lend(reader) is None
+
+
+@given(seed=st.integers(0, 1000), many=st.integers(1, 6))
+@settings(max_examples=20)
+def test_what_is_noted_for_who_takes_nothing_is_bounded_and_complete(seed: int, many: int) -> None:
+    """For a reader that takes no frames, and for buffers that nobody needs."""
+    choose = random.Random(seed)
+    pool = Pool(400, 300, itertools.count(1))
+    pool.add(Plain(6, pool.buffer_size))  # type: ignore[arg-type]
+    reader, brisk = join(pool, 1), join(pool, 1)
+    truth, mirror = np.zeros((2, 300, 400), np.uint32)
+
+    def take() -> None:
+        frame = pool.lend(reader)
+        assert frame is not None
+        assert len(frame.rects) <= region.MOST_RECTS
+        for top, left, bottom, right in frame.rects:
+            mirror[top:bottom, left:right] = frame.buffer.words[top:bottom, left:right]
+        assert np.array_equal(mirror, truth)
+        pool.release(reader, frame.serial)
+
+    for step in range(300):
+        damage = []
+        for _ in range(many):
+            top, left = choose.randrange(290), choose.randrange(390)
+            damage.append((top, left, top + choose.randint(1, 9), left + choose.randint(1, 9)))
+        buffer = pool.begin(damage)
+        for top, left, bottom, right in damage:
+            truth[top:bottom, left:right] = buffer.words[top:bottom, left:right] = step
+        assert np.array_equal(buffer.words, truth)
+        pool.publish(buffer, damage, now=step)
+        if step % 100 == 70:
+            held = pool.lend(brisk)
+            assert held is not None
+        elif step % 100 == 99:  # another buffer was drawn in meanwhile
+            pool.release(brisk, next(iter(brisk.leases)))
+        if step in (0, 3, 250):
+            take()
+        assert len(reader.damage) <= MOST_LOOSE
+        assert all(len(each.missed) <= MOST_LOOSE for each in pool.buffers)
+    take()
+
+
+def test_damage_that_comes_bit_by_bit_is_merged() -> None:
+    pool = make_pool(4)
+    reader = join(pool, 1)
+    draw(pool, region.full(WIDTH, HEIGHT), 1)
+    frame = pool.lend(reader)
+    assert frame is not None
+    pool.release(reader, frame.serial)
+    for at in range(6):
+        draw(pool, [(2, at, 4, at + 1)], 2)
+    frame = pool.lend(reader)
+    assert frame is not None
+    assert frame.rects == [(2, 0, 4, 6)]

@@ -128,7 +128,8 @@ def test_all_that_a_state_is_made_of_is_known() -> None:
         *("segment", "offset", "pixels", "words", "missed", "state", "leases"),
     }
     assert vars(world.pool.join(1)).keys() == {
-        *("credits", "damage", "local", "full", "busy", "done", "coalesced", "segments", "leases"),
+        *("credits", "damage", "local", "full", "loose"),
+        *("busy", "done", "coalesced", "segments", "leases"),
     }
 
 

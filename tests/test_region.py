@@ -55,6 +55,14 @@ def test_add_covers_exactly_both(some: list[region.Rect], more: list[region.Rect
         assert both is not second
 
 
+@given(st.lists(rects(), max_size=6), st.lists(rects(), max_size=6))
+def test_gather_covers_exactly_both(some: list[region.Rect], more: list[region.Rect]) -> None:
+    gathered = region.gather(some, more)
+    assert np.array_equal(mask(gathered), mask(some + more))
+    assert len(gathered) <= len(some) + len(more)
+    assert region.gather(gathered, more) == gathered  # as what blinks would have it
+
+
 def test_merge_joins_neighbours() -> None:
     tiles = [(y, x, y + 64, x + 64) for y in range(0, 512, 64) for x in range(0, 512, 64)]
     assert region.merge(tiles) == [(0, 0, 512, 512)]

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from ..region import Rect
 
 
+MOST_LOOSE = 3 * region.MOST_RECTS
+"""Rectangles that are noted for a reader that takes no frames, or a buffer that is not used, before
+they are merged. Merging takes as long as drawing: every frame would be too often."""
+
 MOST_LOCAL = 2
 """Frames that readers in this process hold at once, all together."""
 
@@ -76,16 +80,17 @@ class Reader:
     """Somebody who is lent frames, at most ``credits`` at once.
 
     ``local``: it is in this process, and sees all memory. ``damage`` is what changed since the last
-    frame it was given; ``segments`` are those it can see, if it is not local; ``busy`` is set by
-    whoever reads for it while it can be given nothing, because what was read is still on its way,
-    say; ``done`` is the newest serial that it is done with; ``coalesced`` counts frames that it got
-    only as damage of a later one.
+    frame it was given, and ``loose`` whether that is still to be merged; ``segments`` are those it
+    can see, if it is not local; ``busy`` is set by whoever reads for it while it can be given
+    nothing, because what was read is still on its way, say; ``done`` is the newest serial that it
+    is done with; ``coalesced`` counts frames that it got only as damage of a later one.
     """
 
     credits: int
     damage: list[Rect]
     local: bool = False
     full: bool = True
+    loose: bool = False
     busy: bool = False
     done: int = 0
     coalesced: int = 0
@@ -206,7 +211,7 @@ class Pool:
         if buffer.leases:
             raise AssertionError("a free buffer is leased")
         buffer.state = BufferState.WRITING
-        stale = region.subtract(buffer.missed, damage)
+        stale = region.subtract(region.merge(buffer.missed), damage)
         for top, left, bottom, right in stale:
             self.carried += (bottom - top) * (right - left)
             buffer.words[top:bottom, left:right] = (
@@ -231,7 +236,10 @@ class Pool:
         self._news = list(damage)  # the caller may use its list again
         for reader in self.readers:
             reader.coalesced += bool(reader.damage and damage and not reader.full)
-            reader.damage = region.add(reader.damage, damage)
+            reader.loose = bool(reader.damage)
+            reader.damage = region.gather(reader.damage, damage)
+            if len(reader.damage) > MOST_LOOSE:
+                reader.damage = region.merge(reader.damage)
         self.serial = next(self._serials)
         self.published = now
         return self.serial
@@ -242,7 +250,9 @@ class Pool:
         if self._news:
             for other in self.buffers:
                 if other is not self.current:
-                    other.missed = region.add(other.missed, self._news)
+                    other.missed = region.gather(other.missed, self._news)
+                    if len(other.missed) > MOST_LOOSE:  # it may never be used again
+                        other.missed = [region.bounds(other.missed)]
             self._news = ()
 
     def end(self) -> None:
@@ -310,7 +320,8 @@ class Pool:
             return None
         buffer.leases += 1
         reader.leases[self.serial] = buffer
-        frame = Frame(buffer, self.serial, self.published, reader.damage, reader.full)
+        rects = region.merge(reader.damage) if reader.loose else reader.damage
+        frame = Frame(buffer, self.serial, self.published, rects, reader.full)
         reader.damage, reader.full = [], False
         return frame
 
