@@ -326,6 +326,29 @@ async def test_small_updates_are_encoded_at_once_but_not_in_the_producers_call(
                 assert threads == [threading.get_native_id()]
 
 
+async def test_threads_of_encoders_are_used_again_and_end_with_the_server(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = picture(300, 400)
+    with slow_encoder(monkeypatch) as (go_on, threads):
+        go_on.set()
+        async with spiceshm.serve(address) as server:
+            surface = server.create_surface(400, 300)
+            async with looking(address, truth) as client:
+                for step in range(5):
+                    truth = picture(300, 400, step)
+                    surface.draw(truth)
+                    await client.until(truth)
+            assert len(threads) == 5
+            assert len(set(threads)) == 1
+            go_on.clear()
+            async with looking(address, truth):
+                await asked_again(lambda: len(threads) == 6)
+                server.close()  # while it is at work
+                go_on.set()
+        await asked_again(lambda: not Path(f"/proc/self/task/{threads[0]}").exists())
+
+
 async def test_who_leaves_while_it_is_encoded_for(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

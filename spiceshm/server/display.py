@@ -255,6 +255,7 @@ class Display:
         """Nothing is shown any more; `serve` does it at the end of its block."""
         if self.surface is not None:
             self.surface.close()
+        self._encoders.close()
 
 
 @contextlib.asynccontextmanager

@@ -202,14 +202,15 @@ class Writer:
             "readers": len(self.surface.pool.readers),
             "descriptors": descriptors("self"),
             "mappings": mappings("self"),
-            "threads": threads("self") - _resting_threads(),
+            "threads": threads("self") - resting_threads(),
             "work in threads": trio.to_thread.current_default_thread_limiter().borrowed_tokens,
         }
 
 
-def _resting_threads() -> int:
-    """Those that trio keeps for some seconds, in case there is more for them to do."""
-    return sum(thread.name.startswith("Trio thread") for thread in threading.enumerate())
+def resting_threads() -> int:
+    """Those that trio and encoders keep in case there is more for them to do."""
+    names = ("Trio thread", "spiceshm-encode")
+    return sum(thread.name.startswith(names) for thread in threading.enumerate())
 
 
 def write(link: Connection, address: str, seed: str, limit: int, broken: str | None) -> str:
