@@ -58,6 +58,14 @@ class Peer:
                 self.flush()
         return self._come.popleft()
 
+    def take(self, most: int) -> list[Message]:
+        """What is complete with at most ``most`` bytes more, of those that have come already."""
+        if received := self.stream.receive_now(most):
+            self._come += self.machine.receive_data(received[0])
+            self.flush()
+        come, self._come = list(self._come), deque()
+        return come
+
     async def find(self, kind: type[Message]) -> Message:
         """The next message of a kind; those before it are dropped."""
         while type(message := await self.next()) is not kind:

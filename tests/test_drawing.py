@@ -64,6 +64,17 @@ class Looker:
     async def next(self) -> Message:
         """One message: drawn, and acknowledged by the machine."""
         message = await self.peer.next()
+        self._draw(message)
+        return message
+
+    def trickle(self, most: int) -> bool:
+        """Draw what is complete with so many bytes more; whether anything was."""
+        before = len(self.drawn)
+        for message in self.peer.take(most):
+            self._draw(message)
+        return len(self.drawn) > before
+
+    def _draw(self, message: Message) -> None:
         if isinstance(message, display.DrawFill):
             self._note("fill", message.box)[:] = message.brush.color
         elif isinstance(message, display.DrawCopy):
@@ -72,7 +83,6 @@ class Looker:
             data = content.data  # type: ignore[union-attr]
             part = self._note(name, box)
             part[:] = CODECS[name][1](data, part.shape[1], part.shape[0])
-        return message
 
     def _note(self, name: str, box: Any) -> np.ndarray:
         self.drawn.append(name)
@@ -410,6 +420,64 @@ async def test_a_slow_client_gets_the_newest_and_no_backlog(address: str) -> Non
             await client.until(truth)
             assert server.viewers[0].stats.frames <= 3
             assert server.viewers[0].stats.coalesced >= 197
+
+
+@pytest.mark.parametrize("place", ["unix:{}/s", "tcp:127.0.0.1:0"])
+async def test_a_throttled_client_is_never_two_updates_behind(tmp_path: Path, place: str) -> None:
+    """A picture a tick, and nine ticks for the bytes of one: the clock is ours."""
+    side, budget = 128, 8000
+    ticks = side * side * 4 // budget + 1  # for all bytes of an update
+    base = picture(side, side)
+    async with spiceshm.serve(place.format(tmp_path), compression="raw") as server:
+        surface = server.create_surface(side, side)
+        surface.draw(base)
+        async with looking(str(server.addresses[0]), base) as client:
+            await client.first()
+            await surface.consumed(surface.serial)
+            shown, late = [0], []
+            for now in range(1, 251):
+                surface.draw(base ^ np.uint8(now))
+                await trio.testing.wait_all_tasks_blocked()
+                if client.trickle(budget):
+                    shown.append(int(client.seen[0, 0] & 255) ^ int(base[0, 0, 0]))
+                    late.append(now - shown[-1])
+                    assert client.sees(base ^ np.uint8(shown[-1]))
+            assert shown == sorted(shown)
+            assert 250 // (ticks + 2) <= len(late) <= 250 // (ticks - 1)
+            assert max(late) <= ticks + 2
+            for _ in range(2 * (ticks + 2)):
+                await trio.testing.wait_all_tasks_blocked()
+                client.trickle(budget)
+            assert client.sees(base ^ np.uint8(250))
+
+
+async def test_updates_of_a_throttled_client_become_larger_and_not_more(address: str) -> None:
+    """Damage of two lines a tick, and bytes for one line: what it is late for comes together."""
+    side = 128
+    truth = picture(side, side)
+    async with spiceshm.serve(address) as server:
+        surface = server.create_surface(side, side)
+        surface.draw(truth)
+        async with looking(address, truth) as client:
+            await client.first()
+            await surface.consumed(surface.serial)
+            for step in range(600):
+                top = 2 * step % side
+                truth[top : top + 2] = picture(2, side, step)
+                surface.draw(truth, [(top, 0, top + 2, side)])
+                await trio.testing.wait_all_tasks_blocked()
+                client.trickle(side * 4)
+                assert unsent(server.viewers[0]) <= truth.nbytes
+            areas = client.areas[1:]
+            assert len(areas) <= 20
+            assert areas[0] == 2 * side
+            assert max(areas) == areas[-1] > 100 * side
+            ticks = 0
+            while not client.sees(truth):
+                await trio.testing.wait_all_tasks_blocked()
+                client.trickle(side * 4)
+                ticks += 1
+                assert ticks <= 2 * side + 20
 
 
 async def test_who_never_reads_costs_one_update(address: str) -> None:
