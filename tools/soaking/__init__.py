@@ -7,6 +7,8 @@ In reading order:
 - `process` starts them and ends them, and counts what a process holds;
 - `breaks` are writers that are wrong on purpose, so that the checks are seen to find it;
 - `crowd` keeps readers coming and going, `run` is the whole of it;
+- `stock` are viewers that people have, `moving` a server and a reader that time themselves, and
+  `beside` measures what the ones cost the others: ``tools/soak --viewers``;
 - `cli` is the command.
 
 What must hold, whatever happens to the readers: no torn frame; no lost damage (a mirror that is

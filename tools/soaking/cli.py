@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from .beside import Beside
 from .breaks import BREAKS
 from .process import preload
 from .run import STEADY, Result, Soak, steady
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Let readers of every kind come and go at one server: fast, slow, leaking frames, not reading, of
 ordinary SPICE, stopped and killed at random, while modes change and memory is replaced. Every frame
-that any of them sees is checked."""
+that any of them sees is checked.
+
+With --viewers instead: one reader of 1920x1080, in turn alone and beside spicy on the Unix socket,
+remote-viewer over TCP and a spicy that is stopped, all at the lowest priority. Fails if medians are
+more than 1.5 times worse beside them, if memory grows, if more waits for who does not read than one
+update, or if anybody does not show the last picture. Needs Xvfb, spicy and remote-viewer."""
 EXAMPLES = """\
 examples:
   tools/soak --minutes 10                  what a release is tried with
@@ -29,6 +35,7 @@ examples:
   tools/soak --frames 100000               plain: so many frames, by 1, 2, 4, 8 and 16 readers
   tools/soak --minutes 0.5 --json          the figures for a program
   tools/soak --break outside               a writer that is wrong on purpose, which must be found
+  tools/soak --viewers --minutes 10        a reader alone, and beside spicy and remote-viewer
 
 Ctrl-C ends it early, with all its checks. Exit status: 0 all was well, 1 something was not,
 2 wrong options."""
@@ -57,6 +64,7 @@ def _options() -> argparse.ArgumentParser:
     add("--frames", type=int, metavar="N", help="instead: until N frames were checked")
     add("--visits", type=int, default=0, metavar="N", help="and until N readers have come")
     add("--readers", type=int, default=8, metavar="N", help="at a time (default: 8)")
+    add("--viewers", action="store_true", help="instead: what stock viewers cost one reader")
     add("--seed", metavar="S", help="of all that is random (default: another one each time)")
     add("--json", action="store_true", help="at the end one JSON object on stdout")
     add("--break", dest="broken", choices=BREAKS, help="be wrong in this way, on purpose")
@@ -93,11 +101,13 @@ def main(words: Sequence[str] | None = None) -> int:
         options.error("--frames goes with --seed and --json only")
     if arguments.broken and (arguments.minutes or arguments.visits):
         options.error("--break ends by itself, as soon as it must have been found")
+    if arguments.viewers and (arguments.frames or arguments.visits or arguments.broken):
+        options.error("--viewers goes with --minutes, --seed and --json only")
     seed = arguments.seed or secrets.token_hex(4)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     try:
-        preload("tools.soaking.writer", "tools.soaking.reader")
+        preload("tools.soaking.writer", "tools.soaking.reader", "tools.soaking.moving")
         result = _run(arguments, seed)
     except KeyboardInterrupt:  # a second one, or before it had begun
         return 130
@@ -117,6 +127,8 @@ def _run(arguments: argparse.Namespace, seed: str) -> Result:
             lambda line: print(f"{time.monotonic() - start:5.0f} s  {line}", file=sys.stderr),
         )
     seconds = 60 * (arguments.minutes or 10)
+    if arguments.viewers:
+        return Beside(seconds, seed, lambda line: print(line, file=sys.stderr, flush=True)).run()
     return Soak(
         seconds,
         arguments.readers,
@@ -133,7 +145,7 @@ def _print(result: Result, *, as_json: bool) -> None:
         print(json.dumps({**said, "failures": result.failures}))
         return
     for name, value in result.figures.items():
-        print(f"{name.replace('_', ' '):18} {value}")
+        print(f"{name.replace('_', ' '):30} {value}")
     for failure in result.failures:
         print(f"FAILED: {failure}")
     end = "interrupted: " if result.interrupted else ""
