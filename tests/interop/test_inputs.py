@@ -4,13 +4,11 @@ and the pointer that the user sees is the one that we drew."""
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
 import trio
-import xcffib
 import xcffib.xfixes
 
 import spiceshm
@@ -26,12 +24,14 @@ from spiceshm.events import (
     Locks,
     PointerTo,
 )
+from tests.interop.viewers import eventually, opened
 from tests.programs import DEADLINE
-from tests.xvfb import environment, xvfb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
+
+    from tests.interop.viewers import Viewer
 
 pytestmark = pytest.mark.peer("spicy", "Xvfb", "xdotool")
 
@@ -41,16 +41,15 @@ UP, RIGHT = 0xE048, 0xE04D
 
 
 class Scene(NamedTuple):
-    """A server, spicy that shows it, and the X screen that spicy is on."""
+    """A server, and spicy that shows it."""
 
     display: spiceshm.Display
     played: list[Event]
-    screen: str
-    spicy: trio.Process
+    spicy: Viewer
 
     async def do(self, *command: str) -> None:
         """What the user does: a command of xdotool."""
-        await xdotool(self.screen, *command)
+        await self.spicy.do(*command)
 
     async def played_are(self, *events: Event) -> None:
         """Wait until these were played since the last time, and nothing else."""
@@ -59,66 +58,31 @@ class Scene(NamedTuple):
         self.played.clear()
 
 
-async def xdotool(screen: str, *command: str) -> None:
-    await trio.run_process(["xdotool", *command], env=environment(screen))
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    with trio.fail_after(DEADLINE):
-        while not condition():
-            await trio.sleep(0.01)
-
-
 @contextlib.asynccontextmanager
-async def scene(place: Path, *, caps: bool = False) -> AsyncIterator[Scene]:
-    """spicy is there, its pointer over the surface. ``caps``: Caps Lock is on before it comes."""
+async def scene(place: Path, *before: str) -> AsyncIterator[Scene]:
+    """spicy is there, its pointer over the surface; ``before`` that xdotool does something."""
     played: list[Event] = []
 
     async def play(events: Sequence[Event]) -> None:
         played.extend(events)
 
-    with xvfb(1000, 800, 24) as screen:
-        if caps:
-            await xdotool(screen, "key", "Caps_Lock")
-        async with (
-            spiceshm.serve(f"unix:{place}/s", inputs=play) as display,
-            trio.open_nursery() as nursery,
-        ):
-            display.create_surface(WIDTH, HEIGHT).draw(np.zeros((HEIGHT, WIDTH, 4), np.uint8))
-            display.set_cursor(None)
-            spicy = await nursery.start(_run_spicy, screen, f"spice+unix://{place}/s", place)
+    async with spiceshm.serve(f"unix:{place}/s", inputs=play) as display:
+        display.create_surface(WIDTH, HEIGHT).draw(np.zeros((HEIGHT, WIDTH, 4), np.uint8))
+        display.set_cursor(None)
+        async with opened("spicy", f"spice+unix://{place}/s", before=before) as spicy:
             await eventually(lambda: any(isinstance(event, Locks) for event in played))
             with trio.fail_after(DEADLINE):
                 while not any(isinstance(event, PointerTo) for event in played):
-                    await xdotool(screen, "mousemove", "200", "200", "mousemove", "250", "250")
-            await xdotool(screen, "mousemove", "300", "300")  # which comes after all of those
+                    await spicy.do("mousemove", "200", "200", "mousemove", "250", "250")
+            await spicy.do("mousemove", "300", "300")  # which comes after all of those
             await eventually(lambda: played[-1] == _at(300, played))
-            yield Scene(display, played, screen, spicy)
-            assert spicy.poll() is None
-            spicy.kill()
-            await spicy.wait()
+            yield Scene(display, played, spicy)
 
 
 def _at(x: int, played: list[Event]) -> PointerTo:
     """The place at column ``x``: the window's bars are above the surface, and as high as fonts."""
     places = [event for event in played if isinstance(event, PointerTo)]
     return PointerTo(x, places[-1].y)
-
-
-async def _run_spicy(
-    screen: str,
-    uri: str,
-    home: Path,
-    task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await trio.run_process(
-        ["spicy", "--uri", uri],
-        env={**environment(screen), "HOME": str(home)},
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        task_status=task_status,
-    )
 
 
 def pressed(*codes: int) -> list[Event]:
@@ -155,7 +119,7 @@ async def test_the_pointer_goes_on_moving(tmp_path: Path) -> None:
 
 async def test_locks_both_ways(tmp_path: Path) -> None:
     """A viewer tells of its own Caps Lock when it comes, and a key toggles it like any other."""
-    async with scene(tmp_path, caps=True) as it:
+    async with scene(tmp_path, "key", "Caps_Lock") as it:
         assert it.played[0] == Locks(CAPS_LOCK)
         it.display.set_locks(CAPS_LOCK)
         it.played.clear()
@@ -168,18 +132,15 @@ async def test_locks_both_ways(tmp_path: Path) -> None:
 
 async def test_the_pointer_that_the_user_sees_is_ours(tmp_path: Path) -> None:
     async with scene(tmp_path) as it:
-        connection = xcffib.connect(display=it.screen)
-        try:
-            for seed, (width, height) in enumerate([(24, 24), (7, 31), (64, 40)]):
-                picture = np.random.default_rng(seed).integers(0, 255, (height, width, 4), np.uint8)
-                picture[:, :, 3] = 255
-                it.display.set_cursor(CursorShape(picture, 3, 5))
-                it.display.move_cursor(seed, seed)
-                await eventually(lambda seen=picture: _shows(connection, seen))
-            it.display.set_cursor(None)
-            await eventually(lambda: not _pointer(connection)[0][:, :, 3].any())
-        finally:
-            connection.disconnect()
+        connection = it.spicy.screen.connection
+        for seed, (width, height) in enumerate([(24, 24), (7, 31), (64, 40)]):
+            picture = np.random.default_rng(seed).integers(0, 255, (height, width, 4), np.uint8)
+            picture[:, :, 3] = 255
+            it.display.set_cursor(CursorShape(picture, 3, 5))
+            it.display.move_cursor(seed, seed)
+            await eventually(lambda seen=picture: _shows(connection, seen))
+        it.display.set_cursor(None)
+        await eventually(lambda: not _pointer(connection)[0][:, :, 3].any())
 
 
 def _shows(connection: xcffib.Connection, picture: np.ndarray) -> bool:

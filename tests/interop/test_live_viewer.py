@@ -1,67 +1,49 @@
-"""A stock viewer that stays: after any number of updates its window shows what we drew."""
+"""Stock viewers that stay: after any number of updates, and in any size, their windows show what we
+drew, one on a Unix socket and one over TCP at the same time."""
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 import trio
-import xcffib
-import xcffib.xproto
 
 import spiceshm
 from spiceshm.codecs import solid
 from spiceshm.server import encoding
-from tests.programs import DEADLINE
-from tests.xvfb import environment, xvfb
+from tests.interop.viewers import opened
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytestmark = pytest.mark.peer("spicy", "Xvfb")
+    from tests.interop.viewers import Viewer
+
+pytestmark = pytest.mark.peer("spicy", "remote-viewer", "Xvfb")
 
 WIDTH, HEIGHT = 640, 480
 
 
-class Screen:
-    """An X screen as an array (height, width, 3) of B, G, R."""
+class Windows:
+    """Of several viewers."""
 
-    def __init__(self, name: str) -> None:
-        self.connection = xcffib.connect(display=name)
-        self._root = self.connection.get_setup().roots[0]
-        self._corner: tuple[int, int] | None = None
+    def __init__(self, *viewers: Viewer) -> None:
+        self._viewers = viewers
 
-    def pixels(self) -> np.ndarray:
-        root = self._root
-        size = root.width_in_pixels, root.height_in_pixels
-        zpixmap = xcffib.xproto.ImageFormat.ZPixmap
-        image = self.connection.core.GetImage(zpixmap, root.root, 0, 0, *size, 0xFFFFFFFF).reply()
-        return np.frombuffer(image.data.buf(), np.uint8).reshape(size[1], size[0], 4)[:, :, :3]
-
-    def shows(self, picture: np.ndarray) -> bool:
-        """Whether it is somewhere; and from then on, whether it is there."""
-        pixels = self.pixels()
-        if self._corner is None:
-            row = picture[0, :16, :3]
-            begins = np.lib.stride_tricks.sliding_window_view(pixels, (1, 2, 3))[:, :, 0, 0]
-            starts = np.argwhere((begins == row[:2]).all(axis=(2, 3)))
-            for y, x in starts.tolist():
-                if np.array_equal(pixels[y, x : x + 16], row):
-                    self._corner = y, x
-                    break
-            else:
-                return False
-        y, x = self._corner
-        height, width = picture.shape[:2]
-        return np.array_equal(pixels[y : y + height, x : x + width], picture[:, :, :3])
+    async def show(self, picture: np.ndarray) -> None:
+        """Wait until all of them show exactly this."""
+        async with trio.open_nursery() as nursery:
+            for viewer in self._viewers:
+                nursery.start_soon(viewer.shows, picture)
 
 
-async def eventually_shows(screen: Screen, picture: np.ndarray) -> None:
-    with trio.fail_after(DEADLINE):
-        while not screen.shows(picture):
-            await trio.sleep(0.01)
+@contextlib.asynccontextmanager
+async def windows(display: spiceshm.Display) -> AsyncIterator[Windows]:
+    unix, tcp = (place.uri or "" for place in display.addresses)
+    async with opened("spicy", unix) as spicy, opened("remote-viewer", tcp) as remote_viewer:
+        yield Windows(spicy, remote_viewer)
 
 
 @pytest.mark.parametrize("kind", ["raw", "lz4", "lz"])
@@ -73,21 +55,15 @@ async def test_updates_in_strips_and_fills(
     monkeypatch.setattr(solid, "LEAST", 4096)
     rng = np.random.default_rng(1)
     truth = np.repeat(rng.integers(0, 9, (HEIGHT, 81, 4), np.uint8), 8, axis=1)[:, :WIDTH].copy()
-    truth[0, :16] = rng.integers(0, 256, (16, 4))
-    with xvfb(1000, 800, 24) as name:
-        screen = Screen(name)
-        async with (
-            spiceshm.serve(f"unix:{tmp_path}/s", compression=kind) as display,
-            trio.open_nursery() as nursery,
-        ):
-            surface = display.create_surface(WIDTH, HEIGHT)
-            surface.draw(truth)
-            spicy = await nursery.start(_run_spicy, name, f"spice+unix://{tmp_path}/s", tmp_path)
-            await eventually_shows(screen, truth)
+    async with spiceshm.serve(f"unix:{tmp_path}/s", "tcp:127.0.0.1:0", compression=kind) as display:
+        surface = display.create_surface(WIDTH, HEIGHT)
+        surface.draw(truth)
+        async with windows(display) as seen:
+            await seen.show(truth)
             for step in range(40):
                 rects = []
                 for _ in range(step % 3 + 1):
-                    top, left = int(rng.integers(0, HEIGHT)), int(rng.integers(17, WIDTH))
+                    top, left = int(rng.integers(0, HEIGHT)), int(rng.integers(0, WIDTH))
                     bottom = int(rng.integers(top + 1, HEIGHT + 1))
                     right = int(rng.integers(left + 1, WIDTH + 1))
                     part = truth[top:bottom, left:right]
@@ -97,28 +73,25 @@ async def test_updates_in_strips_and_fills(
                     rects.append((top, left, bottom, right))
                 surface.draw(truth, rects)
                 if step % 4 == 0:
-                    await eventually_shows(screen, truth)
-            await eventually_shows(screen, truth)
-            [viewer] = display.viewers
-            assert viewer.stats.images[kind] > 40
-            assert viewer.stats.images["fill"] > 5
-            assert spicy.poll() is None
-            spicy.kill()
-            await spicy.wait()
-        screen.connection.disconnect()
+                    await seen.show(truth)
+            await seen.show(truth)
+            assert len(display.viewers) == 2
+            for viewer in display.viewers:
+                assert viewer.stats.images[kind] > 40
+                assert viewer.stats.images["fill"] > 5
 
 
-async def _run_spicy(
-    screen: str,
-    uri: str,
-    home: Path,
-    task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await trio.run_process(
-        ["spicy", "--uri", uri],
-        env={**environment(screen), "HOME": str(home)},
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        task_status=task_status,
-    )
+async def test_the_program_changes_the_size(tmp_path: Path) -> None:
+    """Viewers scale where they must; these sizes they need not, as they are set here."""
+    rng = np.random.default_rng(2)
+    async with spiceshm.serve(f"unix:{tmp_path}/s", "tcp:127.0.0.1:0") as display:
+        display.create_surface(WIDTH, HEIGHT)
+        async with windows(display) as seen:
+            for width, height in [(640, 480), (800, 600), (1023, 767), (641, 479), (320, 200)]:
+                truth = rng.integers(0, 256, (height, width, 4), np.uint8)
+                surface = display.create_surface(width, height)
+                surface.draw(truth)
+                await seen.show(truth)
+                truth[::3, 5:-7] ^= 255
+                surface.draw(truth, [(0, 5, height, width - 7)])
+                await seen.show(truth)

@@ -10,10 +10,11 @@ import pytest
 import trio
 
 import spiceshm
+from tests.interop.viewers import eventually
 from tests.programs import DEADLINE, short_directory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from spiceshm.client import RemoteDisplay
@@ -29,12 +30,6 @@ F2 = b"\x3c\xbc"
 
 def write(file: Path, data: bytes) -> None:
     file.write_bytes(data)
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    with trio.fail_after(DEADLINE):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

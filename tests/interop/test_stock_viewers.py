@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 import trio
-from PIL import Image
 
 import spiceshm
+from tests.interop.viewers import recorder, screenshot
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spiceshm.server.viewer import Viewer
-
 pytestmark = pytest.mark.peer("spicy-screenshot")
-
-DEADLINE_S = 30
 
 
 def picture(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width).integers(0, 255, (height, width, 4), np.uint8)
-
-
-async def spicy_screenshot(uri: str, file: Path, *options: str) -> np.ndarray:
-    """What the stock client made of it: (height, width, 3) of B, G, R."""
-    command = ["spicy-screenshot", f"--uri={uri}", "-o", str(file), *options]
-    call = partial(
-        subprocess.run, command, check=True, timeout=DEADLINE_S, stdout=subprocess.DEVNULL
-    )
-    await trio.to_thread.run_sync(call)
-    return np.asarray(Image.open(file).convert("RGB"))[:, :, ::-1]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1366, 768), (641, 479), (320, 200)])
@@ -43,8 +28,7 @@ async def test_spicy_screenshot_is_what_we_drew(tmp_path: Path, width: int, heig
     async with spiceshm.serve(f"unix:{tmp_path}/s", "tcp:127.0.0.1:0") as display:
         display.create_surface(width, height).draw(truth)
         for place in display.addresses:
-            assert place.uri is not None
-            seen = await spicy_screenshot(place.uri, tmp_path / "shot.ppm")
+            seen = await screenshot(place.uri or "", tmp_path / "shot.ppm")
             assert np.array_equal(seen, truth[:, :, :3])
 
 
@@ -63,34 +47,19 @@ def screen(width: int, height: int) -> np.ndarray:
     return pixels
 
 
-async def watch(display: spiceshm.Display, seen: set[Viewer]) -> None:
-    """Whoever comes, however briefly."""
-    while True:
-        seen.update(display.viewers)
-        await trio.sleep(0.001)
-
-
 @pytest.mark.parametrize("kind", ["raw", "lz4", "lz"])
 @pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1366, 768), (641, 479)])
 async def test_every_encoder_over_tcp_with_a_ticket(
     tmp_path: Path, width: int, height: int, kind: Literal["raw", "lz4", "lz"]
 ) -> None:
     truth = screen(width, height)
-    viewers: set[Viewer] = set()
-    async with (
-        spiceshm.serve("tcp:127.0.0.1:0", password="sesame", compression=kind) as display,
-        trio.open_nursery() as nursery,
-    ):
+    async with spiceshm.serve("tcp:127.0.0.1:0", password="sesame", compression=kind) as display:
         display.create_surface(width, height).draw(truth)
-        nursery.start_soon(watch, display, viewers)
-        uri = display.addresses[0].uri
-        assert uri is not None
-        seen = await spicy_screenshot(uri, tmp_path / "shot.ppm", "-w", "sesame")
-        nursery.cancel_scope.cancel()
+        async with recorder(display.addresses[0]) as record:
+            seen = await screenshot(record.uri, tmp_path / "shot.ppm", "-w", "sesame")
     assert np.array_equal(seen, truth[:, :, :3])
-    [viewer] = viewers
-    assert viewer.stats.images == {kind: 1}
-    compressed = viewer.stats.bytes_sent < truth.nbytes * 0.8
+    assert record.drawn() == {kind: 1}
+    compressed = record.size < truth.nbytes * 0.8
     assert compressed is (kind != "raw")
 
 
@@ -98,26 +67,43 @@ async def test_every_encoder_over_tcp_with_a_ticket(
 async def test_the_encoder_that_suits_is_found(tmp_path: Path, place: str, kind: str) -> None:
     """Debian's viewers know LZ4."""
     truth = screen(800, 600)
-    viewers: set[Viewer] = set()
-    async with (
-        spiceshm.serve(place.format(tmp_path)) as display,
-        trio.open_nursery() as nursery,
-    ):
+    async with spiceshm.serve(place.format(tmp_path)) as display:
         display.create_surface(800, 600).draw(truth)
-        nursery.start_soon(watch, display, viewers)
-        assert display.addresses[0].uri is not None
-        seen = await spicy_screenshot(display.addresses[0].uri, tmp_path / "shot.ppm")
-        nursery.cancel_scope.cancel()
+        async with recorder(display.addresses[0]) as record:
+            seen = await screenshot(record.uri, tmp_path / "shot.ppm")
     assert np.array_equal(seen, truth[:, :, :3])
-    assert [viewer.stats.images for viewer in viewers] == [{kind: 1}]
+    assert record.drawn() == {kind: 1}
+
+
+ODD = [(1, 1), (1, 479), (641, 1), (17, 3), (7, 9), (16384, 2), (3, 16384)]
+
+
+@pytest.mark.parametrize("kind", ["raw", "lz4", "lz"])
+async def test_odd_sizes(tmp_path: Path, kind: Literal["raw", "lz4", "lz"]) -> None:
+    """Less than 64 pixels are not worth compressing, and a single one is a colour."""
+
+    async def shoot(width: int, height: int) -> None:
+        rng = np.random.default_rng(width)
+        words = np.repeat(rng.integers(0, 1 << 32, width * height // 4 + 1, np.uint32), 4)
+        truth = words[: width * height].view(np.uint8).reshape(height, width, 4)
+        async with spiceshm.serve("tcp:127.0.0.1:0", compression=kind) as display:
+            display.create_surface(width, height).draw(truth)
+            async with recorder(display.addresses[0]) as record:
+                seen = await screenshot(record.uri, tmp_path / f"{width}x{height}.ppm")
+        assert np.array_equal(seen, truth[:, :, :3])
+        pixels = width * height
+        assert record.drawn() == {"fill" if pixels == 1 else "raw" if pixels < 64 else kind: 1}
+
+    async with trio.open_nursery() as nursery:
+        for size in ODD:
+            nursery.start_soon(shoot, *size)
 
 
 async def test_a_screen_of_one_colour_is_filled(tmp_path: Path) -> None:
     async with spiceshm.serve(f"unix:{tmp_path}/s") as display:
         truth = np.full((479, 641, 4), [1, 2, 3, 4], np.uint8)
         display.create_surface(641, 479).draw(truth)
-        assert display.addresses[0].uri is not None
-        seen = await spicy_screenshot(display.addresses[0].uri, tmp_path / "shot.ppm")
+        seen = await screenshot(f"spice+unix://{tmp_path}/s", tmp_path / "shot.ppm")
         assert np.array_equal(seen, truth[:, :, :3])
 
 
@@ -127,14 +113,13 @@ async def test_beside_a_reader_of_shared_memory(tmp_path: Path) -> None:
         surface = display.create_surface(640, 480)
         truth = picture(640, 480)
         surface.draw(truth)
-        uri = display.addresses[0].uri
-        assert uri is not None
+        uri = f"spice+unix://{tmp_path}/s"
         async with spiceshm.connect(f"unix:{tmp_path}/s") as remote, trio.open_nursery() as nursery:
             assert remote.shared
 
             async def shots() -> None:
                 for _ in range(3):
-                    seen = await spicy_screenshot(uri, tmp_path / "shot.ppm")
+                    seen = await screenshot(uri, tmp_path / "shot.ppm")
                     assert np.array_equal(seen[:, 8:], truth[:, 8:, :3])
                 nursery.cancel_scope.cancel()
 
@@ -153,14 +138,8 @@ async def test_a_ticket(tmp_path: Path) -> None:
     async with spiceshm.serve(f"unix:{tmp_path}/s", password="sesame") as display:
         truth = picture(320, 200)
         display.create_surface(320, 200).draw(truth)
-        uri = f"spice+unix://{tmp_path}/s?password=sesame"
+        uri = f"spice+unix://{tmp_path}/s"
         with pytest.raises(subprocess.CalledProcessError):
-            await spicy_screenshot(f"spice+unix://{tmp_path}/s", tmp_path / "none.ppm")
-        command = ["spicy-screenshot", f"--uri=spice+unix://{tmp_path}/s", "-w", "sesame"]
-        command += ["-o", str(tmp_path / "shot.ppm")]
-        assert uri
-        await trio.to_thread.run_sync(
-            partial(subprocess.run, command, check=True, timeout=DEADLINE_S)
-        )
-        seen = np.asarray(Image.open(tmp_path / "shot.ppm").convert("RGB"))[:, :, ::-1]
+            await screenshot(uri, tmp_path / "none.ppm")
+        seen = await screenshot(uri, tmp_path / "shot.ppm", "-w", "sesame")
         assert np.array_equal(seen, truth[:, :, :3])
