@@ -26,7 +26,7 @@ from PIL import Image
 from spiceshm.transport import Address, UnixAddress
 from spiceshm.wire import Message, Sender, display, lookup
 from spiceshm.wire.base import MiniHeader
-from spiceshm.wire.link import TICKET_SIZE, LinkHeader, LinkMess, LinkReply
+from spiceshm.wire.link import TICKET_SIZE, LinkHeader, LinkMess
 from spiceshm.wire.types import ChannelType, ImageType
 from tests.programs import DEADLINE, Program, short_directory
 from tests.xvfb import environment, xvfb
@@ -193,11 +193,12 @@ class Connection:
 
     @property
     def channel(self) -> ChannelType:
-        return ChannelType(self._link(Sender.CLIENT)[0].channel_type)
+        start, end = LinkHeader.layout.sizeof(), self.link_phase(Sender.CLIENT)[0]
+        return ChannelType(LinkMess.parse(self._all(Sender.CLIENT)[start:end]).channel_type)
 
     def messages(self, sender: Sender) -> list[Message]:
         """What one end sent behind the link phase; every body is read to its end."""
-        _, rest = self._link(sender)
+        rest = memoryview(self._all(sender))[self.link_phase(sender)[-1] :]
         channel = self.channel.name.lower()
         found, at, size = [], 0, MiniHeader.layout.sizeof()
         while at + size <= len(rest):
@@ -211,14 +212,16 @@ class Connection:
             found.append(kind.parse(body))
         return found
 
-    def _link(self, sender: Sender) -> tuple[LinkMess | LinkReply, memoryview]:
-        """What an end introduced itself with, and what it sent behind the link phase."""
-        data = memoryview(b"".join(data for by, data in self.said if by is sender))
+    def link_phase(self, sender: Sender) -> tuple[int, ...]:
+        """Where in what an end sent the pieces of that end: LinkMess and LinkReply, then the
+        mechanism or the result, and the ticket."""
         start = LinkHeader.layout.sizeof()
-        end = start + LinkHeader.parse(data[:start]).size
-        if sender is Sender.CLIENT:
-            return LinkMess.parse(data[start:end]), data[end + 4 + TICKET_SIZE :]
-        return LinkReply.parse(data[start:end]), data[end + 4 :]
+        first = start + LinkHeader.parse(self._all(sender)[:start]).size
+        ends = first, first + 4, first + 4 + TICKET_SIZE
+        return ends if sender is Sender.CLIENT else ends[:2]
+
+    def _all(self, sender: Sender) -> bytes:
+        return b"".join(data for by, data in self.said if by is sender)
 
 
 class Recorder:
