@@ -194,6 +194,22 @@ def test_locks_of_a_client() -> None:
     assert events_of(server, inputs.ClientKeyModifiers(0xFFF8)) == [Locks(0)]
 
 
+def test_locks_that_answer_others_are_no_wish() -> None:
+    """Viewers say what their keyboard has whenever they are told something else."""
+    server = ServerInputs()
+    server.send(inputs.InputsInit(4))
+    assert events_of(server, inputs.ClientKeyModifiers(0)) == [Locks(0)]  # who comes says it once
+    assert events_of(server, inputs.ClientKeyModifiers(0)) == [Locks(0)]
+    server.send(inputs.KeyModifiers(4))
+    server.send(inputs.KeyModifiers(0))  # which needs no answer
+    server.send(inputs.KeyModifiers(2))
+    assert events_of(server, *[inputs.ClientKeyModifiers(0)] * 2) == []
+    assert events_of(server, inputs.ClientKeyModifiers(0)) == [Locks(0)]
+    server.send(inputs.KeyModifiers(4))
+    assert events_of(server, inputs.ClientKeyModifiers(2)) == [Locks(2)]
+    assert events_of(server, inputs.ClientKeyModifiers(2)) == []
+
+
 def test_locks_of_a_server() -> None:
     with opened(locks=6) as joined:
         client = joined.client

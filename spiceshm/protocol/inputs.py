@@ -92,6 +92,8 @@ class ServerInputs(Channel):
         self._motions = 0
         self._pings = 0
         self._scan_codes = ScanCodes()
+        self._wish: int | None = None
+        self._answers = 0
 
     def _check_received(self, message: Message) -> None:
         if isinstance(message, MouseMotion | MousePosition):
@@ -104,6 +106,8 @@ class ServerInputs(Channel):
             if not self.acks_due:
                 raise LocalProtocolError(message.title, "", "none is due")
             self.acks_due -= 1
+        elif isinstance(message, KeyModifiers) and message.modifiers != self._wish:
+            self._answers += 1
 
     def events(self, message: Message) -> list[Event]:
         """What the client did with one message; to be asked once for each, in order.
@@ -112,6 +116,10 @@ class ServerInputs(Channel):
         event, which is a ``button`` beyond 7, a ``display_id`` other than 0, a motion by 0, 0, and
         scan codes that are none. The ``buttons_state`` of all messages is not looked at: each
         change of it comes as a message too. Both kinds of motion count in either mouse mode.
+
+        Nor do locks make one that only say again, because others were told, what the client has
+        wished before. Viewers answer so at once (spice-gtk: ``guest_modifiers_changed``): whoever
+        looks on would undo what another user locks, and two of them would never come to an end.
         """
         match message:
             case KeyDown() | KeyUp():
@@ -119,7 +127,7 @@ class ServerInputs(Channel):
             case KeyScancode():
                 return [*self._scan_codes.feed(message.data)]
             case ClientKeyModifiers():
-                return [Locks(message.modifiers & _LOCKS)]
+                return self._wished(message.modifiers & _LOCKS)
             case MouseMotion() if message.dx or message.dy:
                 return [PointerBy(message.dx, message.dy)]
             case MousePosition(display_id=0):
@@ -127,6 +135,13 @@ class ServerInputs(Channel):
             case MousePress() | MouseRelease() if message.button in _BUTTONS:
                 return [Button(message.button, isinstance(message, MousePress))]
         return []
+
+    def _wished(self, locks: int) -> list[Event]:
+        if self._answers and locks == self._wish:
+            self._answers -= 1
+            return []
+        self._wish = locks
+        return [Locks(locks)]
 
     def acknowledge(self, timestamp: int) -> None:
         """Send every acknowledgement that is due, each behind a PING that says ``timestamp``: when,

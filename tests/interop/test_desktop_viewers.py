@@ -153,3 +153,7 @@ async def acts(viewer: Viewer, xev: Program) -> None:
     one = [sign + key for key in KEYS for sign in "+-"]
     two = ["+Shift_L", "+B", "-B", "-Shift_L", "+Control_L", "+c", "-c", "-Control_L"]
     assert said(xev) == ["-q", *one, *two]
+
+    await viewer.do("key", "Caps_Lock", "a", "Caps_Lock", "a", "q")
+    caps = ["+Caps_Lock", "-Caps_Lock"]
+    assert said(xev) == ["-q", *caps, "+A", "-A", *caps, "+a", "-a"]
