@@ -29,9 +29,8 @@ from spiceshm.wire import main
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
 from spiceshm.wire.types import ChannelType, MouseMode
 from tests import byhand
-from tests.interop.test_live_viewer import Screen, eventually_shows
+from tests.interop.viewers import opened
 from tests.programs import DEADLINE, serving, short_directory
-from tests.xvfb import environment, xvfb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -332,66 +331,30 @@ async def test_several_stock_clients_at_once(place: Path) -> None:
             done = await screenshot(uri, file, "-w", TICKET.decode())
             assert done.returncode == 0, done.stderr
 
-        with xvfb(1000, 800, 24) as name, contextlib.ExitStack() as stack:
-            screen = Screen(name)
-            stack.callback(screen.connection.disconnect)
-            async with trio.open_nursery() as nursery:
-                spicy = await nursery.start(
-                    _run, name, place, "spicy", f"--uri={tcp}", "-w", "sesame"
-                )
-                async with trio.open_nursery() as shots:
-                    for file, uri in zip(files, (unix, tcp, unix), strict=True):
-                        shots.start_soon(shot, uri, file)
-                await it.all_is_well()
-                await eventually_shows(screen, picture(0)[1:])
-                assert spicy.poll() is None
-                nursery.cancel_scope.cancel()
+        async with opened("spicy", tcp, "-w", "sesame") as spicy:
+            async with trio.open_nursery() as shots:
+                for file, uri in zip(files, (unix, tcp, unix), strict=True):
+                    shots.start_soon(shot, uri, file)
+            await it.all_is_well()
+            await spicy.shows(picture(0)[1:])
         for file in files:
             assert np.array_equal(seen(file)[1:], picture(0)[1:, :, :3])
 
 
-async def _run(
-    screen: str,
-    home: Path,
-    *command: str,
-    task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    async def kill(process: trio.Process) -> None:
-        process.kill()
-
-    await trio.run_process(
-        command,
-        deliver_cancel=kill,
-        env={**environment(screen), "HOME": str(home)},
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        task_status=task_status,
-    )
-
-
 @pytest.mark.peer("remote-viewer", "spicy", "Xvfb", "xdotool")
 @pytest.mark.parametrize("way", ["unix", "tcp"])
-@pytest.mark.parametrize("program", [["remote-viewer"], ["spicy", "--uri"]], ids=lambda it: it[0])
-async def test_stock_viewers_ask_for_the_password(
-    place: Path, program: list[str], way: str
-) -> None:
+@pytest.mark.parametrize("program", ["remote-viewer", "spicy"])
+async def test_stock_viewers_ask_for_the_password(place: Path, program: str, way: str) -> None:
     """So that no command that we print needs to have it."""
     async with scene(place) as it:
         uri = it.display.addresses[way == "tcp"].uri
         assert uri is not None
-        with xvfb(1000, 800, 24) as name:
-            screen = Screen(name)
-            async with trio.open_nursery() as nursery:
-                await nursery.start(_run, name, place, *program, uri)
-                asks = ["search", "--sync", "--onlyvisible", "--name", "^Authentication"]
-                types = ["windowfocus", "--sync", "type", "--delay", "0", TICKET.decode()]
-                command = ["xdotool", *asks, *types]
-                await trio.run_process(command, env=environment(name))
-                await trio.run_process(["xdotool", "key", "Return"], env=environment(name))
-                await eventually_shows(screen, picture(0)[1:])
-                nursery.cancel_scope.cancel()
-            screen.connection.disconnect()
+        async with opened(program, uri) as viewer:
+            asks = ["search", "--sync", "--onlyvisible", "--name", "^Authentication"]
+            types = ["windowfocus", "--sync", "type", "--delay", "0", TICKET.decode()]
+            await viewer.do(*asks, *types)
+            await viewer.do("key", "Return")
+            await viewer.shows(picture(0)[1:])
 
 
 @pytest.mark.peer("remote-viewer", "Xvfb")
@@ -403,15 +366,11 @@ async def test_remote_viewer_opens_the_connection_file(place: Path, listen: str)
     Pattern(WIDTH, HEIGHT).paint(truth, 0)
     words = ["--surface", f"{WIDTH}x{HEIGHT}", "--fps", "0.001", "--write-vv", str(vv)]
     words += ["--password-file", str(ticket)]
-    with xvfb(1000, 800, 24) as name, serving(*words, at=listen.format(place)) as server:
+    with serving(*words, at=listen.format(place)) as server:
         assert stat.S_IMODE(vv.stat().st_mode) == 0o600
         [command] = [line for line in server.said["listening"][0]["commands"] if str(vv) in line]
         assert command == ["remote-viewer", str(vv)]
-        screen = Screen(name)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_run, name, place, *command)
-            await eventually_shows(screen, truth)
-            nursery.cancel_scope.cancel()
-        screen.connection.disconnect()
+        async with opened(*command) as viewer:
+            await viewer.shows(truth)
     assert server.errors == ""  # no wrong password either
     assert not vv.exists()
