@@ -134,18 +134,26 @@ class Viewer:
     """A stock viewer and the X screen that it has for itself."""
 
     def __init__(self, process: Program, screen: Screen, name: str) -> None:
-        self.process = process
         self.screen = screen
-        self.name = name
-        """Of the X screen."""
+        self._process = process
+        self._name = name
 
     async def shows(self, picture: np.ndarray) -> None:
         """Wait until its window shows exactly this."""
-        await eventually(lambda: self.screen.shows(picture))
+
+        def there() -> bool:
+            self.check()
+            return self.screen.shows(picture)
+
+        await eventually(there)
+
+    def check(self) -> None:
+        """Raises AssertionError with its last words if it has ended."""
+        assert self._process.status is None, self._process.errors
 
     async def do(self, *command: str) -> None:
         """What its user does: a command of xdotool."""
-        await xdotool(self.name, *command)
+        await xdotool(self._name, *command)
 
     async def point(self, x: int, y: int) -> None:
         """Move the user's pointer to a place in the picture that the window showed last."""
@@ -169,8 +177,9 @@ async def opened(
             await xdotool(name, *before)
         command = [program, *options, *OPTIONS[program], uri]
         with Program(command, {**environment(name), "HOME": str(home)}) as process:
-            yield Viewer(process, screen, name)
-            assert process.status is None, process.errors
+            viewer = Viewer(process, screen, name)
+            yield viewer
+            viewer.check()
 
 
 @contextlib.contextmanager
