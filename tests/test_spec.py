@@ -20,7 +20,7 @@ import pytest
 
 from spiceshm import wire
 from spiceshm.errors import Refusal, RemoteProtocolError
-from spiceshm.wire import cursor, display, link, shm, types
+from spiceshm.wire import agent, cursor, display, link, shm, types
 from spiceshm.wire.message import As, Message, Record
 from spiceshm.wire.types import Clip, Held, Limited, Rects, Tuple
 from tests.idl import Fields, Idl
@@ -38,6 +38,13 @@ LINK_SENDERS = {
     "link_result": ("server",),
 }
 """The link phase's records have neither number nor sender in the code."""
+
+AGENT_SENDERS = {
+    agent.Reply: ("server",),
+    agent.MonitorsConfig: ("client",),
+    agent.AnnounceCapabilities: ("server", "client"),
+}
+"""Those of the agent have no sender."""
 
 INTEGERS = {code: f"uint{bits}" for code, bits in (("B", 8), ("H", 16), ("L", 32), ("Q", 64))}
 INTEGERS |= {code.lower(): kind.removeprefix("u") for code, kind in INTEGERS.items()}
@@ -73,6 +80,10 @@ VALUES = {
     ("cursor_type", "ALPHA"): cursor.TYPE_ALPHA,
     ("cursor_type", "MONO"): cursor.TYPE_MONO,
     ("cursor_type", "COLOR32"): cursor.TYPE_COLOR32,
+    ("agent_cap", "MONITORS_CONFIG"): agent.CAP_MONITORS_CONFIG,
+    ("agent_cap", "REPLY"): agent.CAP_REPLY,
+    ("agent_result", "SUCCESS"): agent.REPLY_SUCCESS,
+    ("agent_result", "ERROR"): agent.REPLY_ERROR,
 }
 MASKS = {
     ("shm_offer_flags", "SEALED"): shm.FLAG_SEALED,
@@ -86,6 +97,7 @@ MASKS = {
     ("cursor_flags", "FROM_CACHE"): cursor.FLAG_FROM_CACHE,
     ("mouse_mode", "SERVER"): types.MouseMode.SERVER,
     ("mouse_mode", "CLIENT"): types.MouseMode.CLIENT,
+    ("agent_monitors_flags", "PHYSICAL_SIZE"): agent.FLAG_PHYSICAL_SIZE,
 }
 
 
@@ -100,10 +112,15 @@ def declared() -> Declared:
     found = Declared({"Clip": fields_of(Clip().subcon)}, {})
     for (channel, sender, number), kind in wire.MESSAGES.items():
         found.messages[channel, sender.value, number, kind.title] = fields_of(kind.layout)
-    modules = (wire.base, cursor, display, wire.inputs, link, wire.main, shm, types)
+    for kind, senders in AGENT_SENDERS.items():
+        for sender in senders:
+            found.messages["agent", sender, kind.number, kind.title] = fields_of(kind.layout)
+    modules = (wire.base, agent, cursor, display, wire.inputs, link, wire.main, shm, types)
     for module in modules:
         for name, kind in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(kind, Record) or issubclass(kind, Message) or kind is Record:
+            if not issubclass(kind, Record) or issubclass(kind, Message | agent.AgentRecord):
+                continue
+            if kind is Record:
                 continue
             if module is link:
                 for sender in LINK_SENDERS[kind.title]:
@@ -147,6 +164,8 @@ def shape_of(subcon: Any) -> str:
             return "Clip"
         case Rects():
             return f"Rect[{expression(subcon.subcon.length).removesuffix(' * 16')}]"
+        case Tuple(subcon=construct.GreedyRange()):
+            return f"{shape_of(subcon.subcon.subcon)}[]"
         case Tuple():
             return f"{shape_of(subcon.subcon.subcon)}[{expression(subcon.subcon.count)}]"
         case construct.Bytes():
@@ -235,7 +254,11 @@ def test_readme_lists_every_message_with_its_number() -> None:
         for name, number in zip(re.findall(r"`(\w+)`", names), spread(numbers), strict=True):
             own = name.removeprefix(start).removeprefix("_").lower()
             listed.add((channel, sender, number, f"{channel}.{own}"))
-    ordinary = {key for key in Idl(TEXT).messages if key[0] != "link" and not 460 <= key[2] < 480}
+    ordinary = {
+        key
+        for key in Idl(TEXT).messages
+        if key[0] not in ("link", "agent") and not 460 <= key[2] < 480
+    }
     assert listed == ordinary
 
 

@@ -35,7 +35,18 @@ from spiceshm.protocol import (
     generate_key,
 )
 from spiceshm.transport import parse_address
-from spiceshm.wire import MESSAGES, Message, Record, Sender, cursor, display, inputs, main, shm
+from spiceshm.wire import (
+    MESSAGES,
+    Message,
+    Record,
+    Sender,
+    agent,
+    cursor,
+    display,
+    inputs,
+    main,
+    shm,
+)
 from spiceshm.wire.base import DataHeader, MiniHeader, Ping, Pong, SetAck
 from spiceshm.wire.display import DisplayInit, SurfaceCreate, SurfaceDestroy
 from spiceshm.wire.link import (
@@ -86,6 +97,9 @@ LINK = {
     kind.title: kind
     for kind in (LinkHeader, LinkMess, LinkReply, AuthMechanism, Ticket, LinkResult)
 }
+AGENT = {
+    kind.title: kind for kind in (agent.MonitorsConfig, agent.Reply, agent.AnnounceCapabilities)
+}
 
 
 def kind_of(row: Row) -> type[Record]:
@@ -94,6 +108,9 @@ def kind_of(row: Row) -> type[Record]:
     if channel == "link":
         assert row["number"] == 0
         return LINK[name]
+    if channel == "agent":
+        assert row["number"] == AGENT[row["message"]].number
+        return AGENT[row["message"]]
     kind = MESSAGES[channel, Sender(row["sender"]), row["number"]]
     assert kind.title == row["message"]
     return kind

@@ -24,6 +24,7 @@ from spiceshm.wire import (
     Message,
     Record,
     Sender,
+    agent,
     cursor,
     display,
     hot,
@@ -48,12 +49,12 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import DataObject, SearchStrategy
 
-MODULES = (base_messages, main, display, shm, inputs, cursor, link, types)
+MODULES = (base_messages, main, agent, display, shm, inputs, cursor, link, types)
 KINDS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": kind
     for module in MODULES
     for name, kind in inspect.getmembers(module, inspect.isclass)
-    if issubclass(kind, Record) and kind.__module__ == module.__name__
+    if issubclass(kind, Record) and kind.__module__ == module.__name__ and kind.title
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -71,7 +72,12 @@ MOST = 70
 
 
 def messages_of(kind: type[Record]) -> SearchStrategy[Any]:
-    special = {Bitmap: bitmaps, Image: images, Cursor: cursors}
+    special = {
+        Bitmap: bitmaps,
+        Image: images,
+        Cursor: cursors,
+        agent.MonitorsConfig: monitors_configs,
+    }
     return special[kind]() if kind in special else plain(kind)
 
 
@@ -110,6 +116,8 @@ def values_of(subcon: Any, layout: dict[str, Any]) -> SearchStrategy[Any]:
             return rects(*counts(subcon.subcon.length.lhs, layout))
         case Clip():
             return st.none() | rects(0, 5)
+        case Tuple(subcon=construct.GreedyRange()):
+            return st.lists(values_of(subcon.subcon.subcon, layout), max_size=MOST).map(tuple)
         case Tuple():
             few, many = counts(subcon.subcon.count, layout)
             element = values_of(subcon.subcon.subcon, layout)
@@ -177,6 +185,17 @@ def cursors(draw: Any) -> Cursor:
     header = CursorHeader(draw(st.integers(0, 1 << 63)), kind, width, height, hot_spot, 0)
     enough = 5 * width * height + 2 * height
     return Cursor(flags, header, draw(st.binary(min_size=enough, max_size=enough + 9)))
+
+
+@st.composite
+def monitors_configs(draw: Any) -> agent.MonitorsConfig:
+    flags, many = draw(st.integers(0, (1 << 32) - 1)), draw(st.integers(0, agent.MAX_MONITORS))
+    each = st.lists(messages_of(agent.Monitor), min_size=many, max_size=many)
+    sizes = st.lists(messages_of(agent.MonitorSize), min_size=many, max_size=many)
+    with_sizes = flags & agent.FLAG_PHYSICAL_SIZE
+    return agent.MonitorsConfig(
+        flags, tuple(draw(each)), tuple(draw(sizes)) if with_sizes else None
+    )
 
 
 @st.composite

@@ -2,10 +2,11 @@
 
 In reading order: `tables` who may say what when, `channel` framing and flow control of any channel,
 `display` the shared-memory extension's bookkeeping, with `display_server` and `display_client` for
-one end each, `inputs` what keys and motions mean and both ends of their channel, `link` how a
-channel is opened.
+one end each, `inputs` what keys and motions mean and both ends of their channel, `agent` the
+guest's agent as the server plays it on main, `link` how a channel is opened.
 """
 
+from .agent import AGENT_TOKENS, ServerAgent, Wish
 from .channel import Channel, Outgoing
 from .display import SharedSurface
 from .display_client import ClientDisplay
@@ -15,6 +16,7 @@ from .link import ClientLink, Password, ServerLink, generate_key
 from .tables import TABLES, State
 
 __all__ = [
+    "AGENT_TOKENS",
     "TABLES",
     "Channel",
     "ClientDisplay",
@@ -23,11 +25,13 @@ __all__ = [
     "Outgoing",
     "Password",
     "ScanCodes",
+    "ServerAgent",
     "ServerDisplay",
     "ServerInputs",
     "ServerLink",
     "SharedSurface",
     "State",
+    "Wish",
     "generate_key",
     "key_message",
 ]

@@ -2,10 +2,11 @@
 
 In reading order: `message` what a message is, `types` shared pieces and SPICE's numbers, `link` the
 link phase, `base` headers and messages of all channels, `main`, `display`, `shm` the extension,
-`inputs`, `cursor`, `hot` the quick codec of what passes once a frame.
+`inputs`, `cursor`, `agent` what travels inside main, `hot` the quick codec of what passes once a
+frame.
 """
 
-from . import base, cursor, display, inputs, link, main, shm
+from . import agent, base, cursor, display, inputs, link, main, shm
 from .message import MESSAGES, Message, Record, Sender, lookup
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Message",
     "Record",
     "Sender",
+    "agent",
     "base",
     "cursor",
     "display",

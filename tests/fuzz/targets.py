@@ -37,6 +37,7 @@ from spiceshm.protocol import (
     ClientInputs,
     ClientLink,
     Password,
+    ServerAgent,
     ServerDisplay,
     ServerInputs,
     ServerLink,
@@ -44,7 +45,8 @@ from spiceshm.protocol import (
     State,
     generate_key,
 )
-from spiceshm.wire import MESSAGES, Message, Sender, display, shm
+from spiceshm.protocol.agent import FromClient
+from spiceshm.wire import MESSAGES, Message, Sender, agent, display, main, shm
 from spiceshm.wire.link import LinkMess
 from spiceshm.wire.types import LinkError
 from tests import pair
@@ -284,6 +286,43 @@ def channels(given: Input) -> None:
         machine.close()
 
 
+# The agent inside main
+
+_AGENT_STARTS: list[list[main.AgentStart | main.ClientAgentData]] = [
+    [],
+    [main.AgentStart(3)],
+    [main.AgentStart(0), main.ClientAgentData(agent.AgentHeader(2, 28).packed + b"1")],
+    [main.AgentStart(0xFFFFFFFF), main.ClientAgentData(agent.AgentHeader(4, 9999).packed)],
+]
+"""What the client has said: nothing, that it begins, and a part of a message of either sort."""
+
+_AGENT_KEEPS = 1 << 11
+
+
+def guest_agent(given: Input) -> None:
+    """Whatever a client says on main, the agent keeps less than 2 KiB of it, and says no more than
+    there are tokens for."""
+    start = _AGENT_STARTS[given.situation % len(_AGENT_STARTS)]
+    channel, played = Channel("main", Sender.SERVER), ServerAgent()
+    tokens = 0
+    for message in start:
+        played.receive(message)
+        tokens = message.num_tokens if isinstance(message, main.AgentStart) else tokens
+    for data, descriptors in given.reads():
+        for message in channel.receive_data(data, descriptors):
+            if isinstance(message, FromClient):
+                wish = played.receive(message)
+                assert wish is None or min(wish) > 0
+            if isinstance(message, main.AgentStart):
+                tokens = message.num_tokens
+            elif isinstance(message, main.ClientAgentToken):
+                tokens += message.num_tokens
+            assert len(played._body) < _AGENT_KEEPS
+            played.reply(ok=True)
+        tokens -= sum(type(sent) is main.AgentData for sent in played.messages_to_send())
+        assert tokens >= 0
+
+
 # The link phase
 
 
@@ -366,6 +405,7 @@ TARGETS: dict[str, Callable[[Input], None]] = {
     "display-client": display_client,
     "display-server": display_server,
     "channels": channels,
+    "agent": guest_agent,
     "link-server": link_server,
     "link-client": link_client,
     "bodies": bodies,
@@ -434,6 +474,12 @@ def _as_inputs(target: str, vector: dict[str, object], body: bytes) -> Iterator[
     elif channel == "link" and target == f"link-{sender.other.value}":
         yield Input(0, 0, 0, body).encode()
         yield Input(1, 0, 0, body).encode()
+    elif channel in ("main", "agent", "base") and sender is Sender.CLIENT and target == "agent":
+        if channel == "agent":
+            body = agent.AgentHeader(number, len(body)).packed + body
+            framed = struct.pack("<HI", main.ClientAgentData.number, len(body)) + body
+        for situation in range(len(_AGENT_STARTS)):
+            yield Input(situation, 0, 0, framed).encode()
     elif channel in ("display", "base") and target == f"display-{sender.other.value}":
         tail = b"@" if vector.get("fds") else b""
         for situation, state in enumerate(_STATES):

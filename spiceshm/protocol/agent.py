@@ -1,0 +1,176 @@
+"""The agent in the guest, as the server plays it for one client, without I/O.
+
+There is no guest, but viewers tell only an agent which size they would like the display to have.
+So the server says in main's INIT that there is one, which can do just that: what it has not
+announced, such as the clipboard, is passed over as it comes, and nothing of it is kept.
+
+Use it beside main's machine, for each of the client's messages that it `takes`:
+
+    wish = agent.receive(message)         # raises RemoteProtocolError: close main
+    ...
+    for message in agent.messages_to_send():
+        channel.send(message)
+
+Both directions have tokens, one for each AGENT_DATA: the client has those that INIT gave it and
+gets them back five at a time, as from other servers; what we have to say waits for those of the
+client, the newest of each kind, so that a client that gives none makes us keep nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from ..errors import RemoteProtocolError
+from ..wire.agent import (
+    CAP_MONITORS_CONFIG,
+    CAP_REPLY,
+    MAX_MONITORS,
+    REPLY_ERROR,
+    REPLY_SUCCESS,
+    AgentHeader,
+    AgentRecord,
+    AnnounceCapabilities,
+    Monitor,
+    MonitorsConfig,
+    MonitorSize,
+    Reply,
+)
+from ..wire.main import AgentData, AgentStart, AgentToken, ClientAgentData, ClientAgentToken
+from ..wire.types import MAX_CAPABILITY_WORDS, caps_from_words, words_from_caps
+
+if TYPE_CHECKING:
+    from ..wire import Message
+
+AGENT_TOKENS = 10
+"""AGENT_DATA that a client may send before it gets tokens back: what INIT is to say."""
+
+TOKENS_BACK = 5
+"""Tokens are given back so many at a time."""
+
+CAPABILITIES = frozenset({CAP_MONITORS_CONFIG, CAP_REPLY})
+
+FromClient: TypeAlias = AgentStart | ClientAgentData | ClientAgentToken
+
+_HEADER_SIZE = AgentHeader.layout.sizeof()
+_MONITOR_SIZE = Monitor.layout.sizeof() + MonitorSize.layout.sizeof()
+_READ: dict[int, tuple[type[AgentRecord], int]] = {
+    MonitorsConfig.number: (MonitorsConfig, 8 + MAX_MONITORS * _MONITOR_SIZE),
+    AnnounceCapabilities.number: (AnnounceCapabilities, 4 + 4 * MAX_CAPABILITY_WORDS),
+}
+"""What is not passed over, and the most bytes that it may have."""
+
+
+class Wish(NamedTuple):
+    """The size in pixels that a client would like the display to have, each 1 or more."""
+
+    width: int
+    height: int
+
+
+class ServerAgent:
+    """The agent for one client."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._tokens = 0  # AGENT_DATA that we may send
+        self._theirs = AGENT_TOKENS  # ... that the client may
+        self._handled = 0  # ... of the client, for which it has got no token back
+        self._type = 0
+        self._left: int | None = None  # bytes of the message that is coming
+        self._body = bytearray()
+        self._knows_reply = False
+        self._to_say: dict[type[AgentRecord], AgentRecord] = {}
+
+    def receive(self, message: FromClient) -> Wish | None:
+        """Take what came on main; returns what the client wants, if that is complete now.
+
+        Of several monitors the first counts; there is one display. Raises RemoteProtocolError.
+        """
+        if isinstance(message, AgentStart):
+            self._started = True
+            self._tokens = message.num_tokens
+        elif isinstance(message, ClientAgentToken):
+            self._tokens += message.num_tokens
+        else:
+            return self._take(message)
+        return None
+
+    def reply(self, *, ok: bool) -> None:
+        """Say how it went with the last wish, to a client that knows such answers."""
+        if self._knows_reply:
+            result = REPLY_SUCCESS if ok else REPLY_ERROR
+            self._to_say[Reply] = Reply(MonitorsConfig.number, result)
+
+    def messages_to_send(self) -> list[Message]:
+        """What is due to be sent now, in this order."""
+        out: list[Message] = []
+        while self._handled >= TOKENS_BACK:
+            self._handled -= TOKENS_BACK
+            self._theirs += TOKENS_BACK
+            out.append(AgentToken(TOKENS_BACK))
+        for kind in list(self._to_say)[: self._tokens]:
+            body = self._to_say.pop(kind)
+            self._tokens -= 1
+            out.append(AgentData(AgentHeader(body.number, len(body.packed)).packed + body.packed))
+        return out
+
+    def _take(self, message: ClientAgentData) -> Wish | None:
+        if not self._started:
+            raise RemoteProtocolError(message.title, "", "comes before agent_start")
+        if not self._theirs:
+            raise RemoteProtocolError(message.title, "", "the client has no token left for it")
+        self._theirs -= 1
+        self._handled += 1
+        data = message.data
+        if self._left is None:
+            self._left = self._begin(data)
+            data = data[_HEADER_SIZE:]
+        if len(data) > self._left:
+            raise RemoteProtocolError(
+                message.title, "data", f"{len(data) - self._left} bytes behind the end of a message"
+            )
+        self._left -= len(data)
+        if self._type in _READ:
+            self._body += data
+        return None if self._left else self._end()
+
+    def _begin(self, data: bytes) -> int:
+        """Read a header; returns how many bytes follow it."""
+        if len(data) < _HEADER_SIZE:
+            raise RemoteProtocolError(
+                ClientAgentData.title,
+                "data",
+                f"{len(data)} bytes, a message begins with a header of {_HEADER_SIZE}",
+            )
+        header = AgentHeader.parse(data[:_HEADER_SIZE])
+        if header.type in _READ:
+            kind, most = _READ[header.type]
+            if header.size > most:
+                raise RemoteProtocolError(
+                    kind.title, "size", f"{header.size} bytes, the limit is {most}"
+                )
+        self._type = header.type
+        return header.size
+
+    def _end(self) -> Wish | None:
+        """All of a message has come."""
+        body, self._body, self._left = bytes(self._body), bytearray(), None
+        if self._type == AnnounceCapabilities.number:
+            self._meet(AnnounceCapabilities.parse(body))
+        elif self._type == MonitorsConfig.number:
+            return _wish(MonitorsConfig.parse(body))
+        return None
+
+    def _meet(self, theirs: AnnounceCapabilities) -> None:
+        self._knows_reply = CAP_REPLY in caps_from_words(theirs.caps)
+        if theirs.request:
+            ours = words_from_caps(CAPABILITIES)
+            self._to_say[AnnounceCapabilities] = AnnounceCapabilities(0, ours)
+
+
+def _wish(config: MonitorsConfig) -> Wish | None:
+    """A monitor without a pixel is one that is switched off."""
+    for monitor in config.monitors[:1]:
+        if monitor.width and monitor.height:
+            return Wish(monitor.width, monitor.height)
+    return None
