@@ -85,13 +85,15 @@ class Peer:
 
 
 class Client:
-    """A session; ``listed`` are the channels that the server told of."""
+    """A session; ``listed`` are the channels that the server told of, ``agent`` whether it told of
+    a guest's agent, and how many messages that may be sent at first."""
 
     def __init__(self, address: str, stack: contextlib.ExitStack, password: bytes = b"") -> None:
         self.address = address
         self.password = password
         self.session_id = 0
         self.listed: set[int] = set()
+        self.agent = (0, 0)
         self.main: Peer
         self._stack = stack
 
@@ -100,6 +102,7 @@ class Client:
         init = await self.main.next()
         assert isinstance(init, main.MainInit)
         self.session_id = init.session_id
+        self.agent = (init.agent_connected, init.agent_tokens)
         channels = await self.main.next()
         assert isinstance(channels, main.ChannelsList)
         self.listed = {channel.type for channel in channels.channels}

@@ -1,7 +1,7 @@
 """Memory and pixels: `segment` shared memory itself, `pool` buffers, leases and damage."""
 
 from .pool import MOST_LOCAL, Buffer, BufferState, Frame, Pool, Reader
-from .segment import Budget, MappedSegment, Segment
+from .segment import Budget, MappedSegment, Segment, pages
 
 __all__ = [
     "MOST_LOCAL",
@@ -13,4 +13,5 @@ __all__ = [
     "Pool",
     "Reader",
     "Segment",
+    "pages",
 ]

@@ -149,13 +149,20 @@ class Budget:
     def allows(self, size: int) -> bool:
         return self.used + size <= self.limit
 
+    def why_not(self, size: int) -> str | None:
+        """Why so many bytes more cannot be had, in words; None if they can."""
+        if self.allows(size):
+            return None
+        return (
+            f"{size / 1e6:.1f} MB more would pass the limit of {self.limit / 1e6:.1f} MB "
+            "of shared memory (--shm-limit-mb)"
+        )
+
     def take(self, size: int) -> None:
         """Raises MemoryRefused if that would pass the limit."""
-        if not self.allows(size):
-            raise MemoryRefused(
-                f"{size / 1e6:.1f} MB more would pass the limit of {self.limit / 1e6:.1f} MB "
-                "of shared memory (--shm-limit-mb)"
-            )
+        why_not = self.why_not(size)
+        if why_not is not None:
+            raise MemoryRefused(why_not)
         self.used += size
 
     def give(self, size: int) -> None:

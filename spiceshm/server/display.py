@@ -24,6 +24,7 @@ from ..transport import (
 )
 from ..wire import Sender
 from ..wire.types import MAX_SIDE, ChannelType, DisplayCap, caps_from_words
+from .agent import Agent, Resize, Sizes
 from .cursor import CursorChannel, Pointer
 from .encoding import Encoders, check_wish
 from .entrance import Entrance
@@ -58,6 +59,7 @@ class Display:
         shm_limit: int,
         password: bytes | None,
         inputs: Play | None,
+        resize: Resize | None,
         compression: CompressionWish,
         max_clients: int | None,
     ) -> None:
@@ -69,6 +71,10 @@ class Display:
         self._nursery = nursery
         self._budget = Budget(shm_limit)
         self._seat = Seat(inputs, self._size)
+        self._sizes: Sizes | None = None
+        if resize is not None:
+            self._sizes = Sizes(resize, self._shown_size, self._why_not)
+            nursery.start_soon(self._sizes.run)
         self._pointer = Pointer()
         self._serials = itertools.count(1)
         self._viewers: list[Viewer] = []
@@ -116,8 +122,19 @@ class Display:
         return surface
 
     def _size(self) -> tuple[int, int]:
+        return self._shown_size() or (MAX_SIDE, MAX_SIDE)
+
+    def _shown_size(self) -> tuple[int, int] | None:
         surface = self.surface
-        return (surface.width, surface.height) if surface else (MAX_SIDE, MAX_SIDE)
+        return (surface.width, surface.height) if surface else None
+
+    def _why_not(self, width: int, height: int) -> str | None:
+        """Why there cannot be a surface of the size that a client would like, whoever makes it."""
+        if self.surface is None:
+            return "nothing is shown yet"
+        if max(width, height) > MAX_SIDE:
+            return f"it is not within 1x1 to {MAX_SIDE}x{MAX_SIDE}"
+        return self._budget.why_not(Surface.first_bytes(width, height))
 
     # Locks and the pointer
 
@@ -220,10 +237,15 @@ class Display:
             if kind is not ChannelType.CURSOR or self._pointer.known
         ]
         machine = Channel("main", Sender.SERVER, mini=link.mini)
+        agent = None
+        if self._sizes is not None and not view_only:
+            agent = Agent(stream.peer, self._sizes)
         self._sessions[session.id] = session
         try:
-            await MainChannel(stream, machine, session, channels).run(link.rest)
+            await MainChannel(stream, machine, session, channels, agent).run(link.rest)
         finally:
+            if agent is not None:
+                agent.leave()
             # A session is its main channel: with it all its other channels end.
             del self._sessions[session.id]
             session.end()
@@ -263,6 +285,7 @@ async def serve(
     *addresses: str,
     view_only: Sequence[str] = (),
     inputs: Play | None = None,
+    resize: Resize | None = None,
     shm: Shm = "auto",
     shm_limit: int = SHM_LIMIT,
     password: str | None = None,
@@ -292,6 +315,13 @@ async def serve(
     on looking; other errors end the server. Without ``inputs``, and for clients of the
     ``view_only`` addresses, which are listened on besides, there is nothing but to look.
 
+    ``resize`` is called with the width and height in pixels, each 1 to 16384, that a viewer would
+    like, mostly because its window got that size; never with the size that there is, and never
+    again before it returned, then with what was wished last. It makes a surface of that size, or of
+    another, or none. When it raises SourceError or MemoryRefused, that is refused and all stays as
+    it is; other errors end the server. Without ``resize``, and for clients of the ``view_only``
+    addresses, viewers do not ask.
+
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
     ValueError for a password that is too long or beside ``no_auth``, for ``max_clients`` below 1 or
     a ``compression`` that there is not, SpiceShmError for ``compression="lz4"`` without its
@@ -319,6 +349,7 @@ async def serve(
             shm_limit=shm_limit,
             password=secret,
             inputs=inputs,
+            resize=resize,
             compression=compression,
             max_clients=max_clients,
         )

@@ -12,6 +12,7 @@ import trio
 
 from ..errors import RemoteProtocolError
 from ..nursery import open_nursery
+from ..protocol.agent import AGENT_TOKENS, FromClient
 from ..wire import main
 from ..wire.base import Ping
 from ..wire.types import ChannelType, MouseMode
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..protocol import Channel
     from ..transport import Stream
+    from .agent import Agent
 
 HEARTBEAT_S = 1.0
 """A client that hears nothing for a few of these knows that something is wrong."""
@@ -71,15 +73,24 @@ def new_session_id(taken: Container[int]) -> int:
 
 
 class MainChannel:
-    """A session's main channel; ``channels`` are the others that it may open."""
+    """A session's main channel; ``channels`` are the others that it may open.
+
+    ``agent`` hears which size the client would like; None: the client is told that there is none.
+    """
 
     def __init__(
-        self, stream: Stream, machine: Channel, session: Session, channels: Sequence[ChannelType]
+        self,
+        stream: Stream,
+        machine: Channel,
+        session: Session,
+        channels: Sequence[ChannelType],
+        agent: Agent | None,
     ) -> None:
         self._stream = stream
         self._machine = machine
         self._session = session
         self._channels = channels
+        self._agent = agent
 
     async def run(self, first: bytes) -> None:
         """Serve the channel to its end; ``first`` is what came behind the link phase.
@@ -87,12 +98,15 @@ class MainChannel:
         Raises RemoteProtocolError for a breach, Disconnected.
         """
         mode, now = self._session.mouse_mode, _ms_now()
-        self._machine.send(main.MainInit(self._session.id, 1, _MOUSE_MODES, mode, 0, 0, now, 0))
+        agent = (0, 0) if self._agent is None else (1, AGENT_TOKENS)
+        self._machine.send(main.MainInit(self._session.id, 1, _MOUSE_MODES, mode, *agent, now, 0))
         others = tuple(main.ChannelId(kind, 0) for kind in self._channels)
         self._machine.send(main.ChannelsList(others))
         async with open_nursery() as nursery:
             nursery.start_soon(self._stream.flush_when_writable)
             nursery.start_soon(self._beat)
+            if self._agent is not None:
+                nursery.start_soon(self._tell_answers, self._agent)
             data: bytes | memoryview = first
             while True:
                 self._received(data)
@@ -105,7 +119,14 @@ class MainChannel:
                 if message.mode in (MouseMode.SERVER, MouseMode.CLIENT):
                     self._session.mouse_mode = MouseMode(message.mode)
                 self._machine.send(main.MouseMode(_MOUSE_MODES, self._session.mouse_mode))
+            elif self._agent is not None and isinstance(message, FromClient):
+                self._agent.received(message)
         self._flush()
+
+    async def _tell_answers(self, agent: Agent) -> None:
+        while True:
+            await agent.answered()
+            self._flush()
 
     async def _beat(self) -> None:
         for number in itertools.count(1):
@@ -115,6 +136,8 @@ class MainChannel:
                 self._flush()
 
     def _flush(self) -> None:
+        for message in self._agent.messages_to_send() if self._agent is not None else ():
+            self._machine.send(message)
         self._stream.send_parts(self._machine.data_to_send())
 
 

@@ -11,7 +11,7 @@ import trio
 
 from .. import region
 from ..errors import MemoryRefused, SpiceShmError
-from ..memory import Budget, Buffer, Pool, Reader, Segment
+from ..memory import Budget, Buffer, Pool, Reader, Segment, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,8 +71,13 @@ class Surface:
         self._growing = 0
         self._forgotten: set[Segment] = set()
         self._closed = False
-        self._budget.take(self._size_of(FIRST_BUFFERS))
+        self._budget.take(self.first_bytes(width, height))
         self.pool.add(self._new_segment(FIRST_BUFFERS))
+
+    @staticmethod
+    def first_bytes(width: int, height: int) -> int:
+        """How much shared memory a new surface of this size takes."""
+        return Segment.size_for(FIRST_BUFFERS * pages(width * 4 * height))
 
     @property
     def width(self) -> int:
