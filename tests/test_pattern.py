@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
+import trio
 
+import spiceshm
 from spiceshm import region
-from spiceshm.sources.pattern import TORN, Pattern, read_stamp
+from spiceshm.errors import MemoryRefused
+from spiceshm.sources.pattern import TORN, Pattern, PatternSource, read_stamp
+from tests.programs import DEADLINE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZES = [(1920, 1080), (641, 479), (64, 48), (5, 5), (3, 7), (1, 1), (1, 300), (300, 1)]
 
@@ -77,3 +86,46 @@ def test_other_pictures_have_no_stamp() -> None:
     assert read_stamp(np.zeros((48, 2, 4), np.uint8)) is None
     noise = np.random.default_rng(1).integers(0, 255, (48, 64, 4), np.uint8)
     assert read_stamp(noise) is None
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("fps", [0, 60])
+async def test_it_goes_on_at_another_size(tmp_path: Path, fps: float, full: bool) -> None:
+    source = PatternSource(320, 200, fps=fps, full=full)
+    async with spiceshm.serve(f"unix:{tmp_path}/s") as display, trio.open_nursery() as nursery:
+        await nursery.start(source.show, display)
+        async with spiceshm.connect(f"unix:{tmp_path}/s") as remote:
+            for width, height in ((201, 303), (640, 100), (64, 48)):
+                await source.resize(width, height)
+                assert display.surface is not None
+                assert (display.surface.width, display.surface.height) == (width, height)
+                stamps: list[object] = []
+                with trio.fail_after(DEADLINE):
+                    async for frame in remote.frames():
+                        if frame.pixels.shape == (height, width, 4):
+                            stamps.append(read_stamp(frame.pixels))
+                        if len(stamps) == 3:
+                            break
+                assert len(set(stamps)) == 3
+                assert TORN not in stamps
+                assert None not in stamps
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_stays_as_it_is_where_there_is_no_memory(tmp_path: Path) -> None:
+    source = PatternSource(64, 48, fps=60)
+    async with (
+        spiceshm.serve(f"unix:{tmp_path}/s", shm_limit=10**6) as display,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(source.show, display)
+        surface = display.surface
+        assert surface is not None
+        with pytest.raises(MemoryRefused):
+            await source.resize(1000, 1000)
+        before = surface.serial
+        with trio.fail_after(DEADLINE):
+            while surface.serial < before + 2:
+                await trio.sleep(0.001)
+        assert display.surface is surface
+        nursery.cancel_scope.cancel()

@@ -19,7 +19,7 @@ from spiceshm.protocol import generate_key
 from spiceshm.wire import agent, main
 from spiceshm.wire.types import MAX_SIDE, MouseMode
 from tests import byhand
-from tests.programs import DEADLINE, short_directory
+from tests.programs import DEADLINE, serving, short_directory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -343,3 +343,22 @@ async def test_who_floods_with_wishes_delays_nobody(address: str, program: Progr
         program.gate.set()
         await eventually(lambda: program.asked[-1] == (399, 10))
         assert len(program.asked) == 2
+
+
+# The program
+
+
+async def test_the_pattern_follows_a_viewer() -> None:
+    with serving("--surface", "64x48") as server:
+        async with window(server.address) as viewer, spiceshm.connect(server.address) as reader:
+            await viewer.wants(100, 70)
+            assert await viewer.got_it()
+            with trio.fail_after(DEADLINE):
+                while (await reader.latest()).pixels.shape != (70, 100, 4):
+                    await trio.sleep(0.001)
+
+
+async def test_the_pattern_keeps_its_size_where_it_is_to() -> None:
+    with serving("--surface", "64x48", "--no-resize") as server:
+        async with byhand.session(server.address) as client:
+            assert client.agent == (0, 0)

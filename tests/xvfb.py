@@ -1,4 +1,4 @@
-"""A real X server without a screen, for tests: ``with xvfb(1920, 1080, 24) as display: ...``"""
+"""Real X servers without a screen, for tests: ``with xvfb(1920, 1080, 24) as display: ...``"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 DEADLINE = 20.0
 """Seconds that an X server may take to start on a busy machine."""
@@ -33,11 +34,58 @@ def xvfb(width: int, height: int, depth: int, *arguments: str) -> Iterator[Displ
     do this at once and none has to guess when to begin. ``arguments`` go to Xvfb and override ours.
     Skips the test where Xvfb is not installed.
     """
-    if shutil.which("Xvfb") is None:
-        pytest.skip("needs Xvfb (Debian: xvfb)")
+    screen = f"{width}x{height}x{depth}"
+    with _running("Xvfb", "xvfb", "-noreset", "-screen", "0", screen, *arguments) as display:
+        yield display
+
+
+@contextmanager
+def xvnc(width: int, height: int) -> Iterator[Display]:
+    """The same with Xvnc, whose screen can have any size; no VNC viewer can connect."""
+    size = f"{width}x{height}"
+    arguments = ["-geometry", size, "-depth", "24", "-SecurityTypes", "None", "-rfbport", "-1"]
+    with _running("Xvnc", "tigervnc-standalone-server", "-noreset", *arguments) as display:
+        yield display
+
+
+XORG = """
+Section "ServerFlags"
+    Option "AutoAddDevices" "false"
+EndSection
+Section "Device"
+    Identifier "device"
+    Driver "dummy"
+    VideoRam 65536
+EndSection
+Section "Screen"
+    Identifier "screen"
+    Device "device"
+    DefaultDepth 24
+EndSection
+"""
+
+
+@contextmanager
+def xorg(folder: Path) -> Iterator[Display]:
+    """Xorg as it runs on real screens, but with the driver for none: 1024x768 at first.
+
+    ``folder`` is for its configuration and its log. Skips the test for users who may not start it.
+    """
+    if os.getuid() != 0:
+        pytest.skip("only root may start Xorg")
+    (folder / "xorg.conf").write_text(XORG)
+    files = ["-config", str(folder / "xorg.conf"), "-logfile", str(folder / "xorg.log")]
+    package = "xserver-xorg-core and xserver-xorg-video-dummy"
+    with _running("Xorg", package, "-noreset", "-sharevts", "-novtswitch", *files) as display:
+        yield display
+
+
+@contextmanager
+def _running(server: str, package: str, *arguments: str) -> Iterator[Display]:
+    if shutil.which(server) is None:
+        pytest.skip(f"needs {server} (Debian: {package})")
     reader, writer = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writer), "-nolisten", "tcp", "-noreset"]
-    command += ["-screen", "0", f"{width}x{height}x{depth}", *arguments]
+    command = [server, "-displayfd", str(writer), "-nolisten", "tcp", *arguments]
     try:
         process = subprocess.Popen(
             command, pass_fds=[writer], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -55,12 +103,12 @@ def xvfb(width: int, height: int, depth: int, *arguments: str) -> Iterator[Displ
 
 
 def _read_number(numbers: IO[str]) -> int:
-    """The number of the display, which Xvfb writes when it is ready."""
+    """The number of the display, which the server writes when it is ready."""
     if not select.select([numbers], [], [], DEADLINE)[0]:
-        raise TimeoutError(f"Xvfb did not start within {DEADLINE} s")
+        raise TimeoutError(f"the X server did not start within {DEADLINE} s")
     line = numbers.readline()
     if not line:
-        raise RuntimeError("Xvfb ended at once; try it in a shell to see why")
+        raise RuntimeError("the X server ended at once; try it in a shell to see why")
     return int(line)
 
 

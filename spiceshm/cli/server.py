@@ -92,6 +92,12 @@ def _options() -> argparse.ArgumentParser:
         help="of the pattern, redraw what moves or every pixel (default: small)",
     )
     options.add_argument(
+        "--no-resize",
+        action="store_true",
+        help="keep the size whatever size viewers' windows have; otherwise the pattern follows "
+        "them, and so does an X desktop that can and is on no real screen",
+    )
+    options.add_argument(
         "--display", metavar=":N", help="the X desktop of --source x11 (default: $DISPLAY)"
     )
     options.add_argument(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from ..server.agent import Resize
     from ..server.inputs import Play
     from ..sources.xvfb import Xvfb
     from ..transport import Address
@@ -72,6 +73,8 @@ class Source(NamedTuple):
     """Shows it on a `Display` for ever; to be started, it tells when there is a surface."""
     play: Play | None = None
     """Plays the input of clients, if it can."""
+    resize: Resize | None = None
+    """Follows what viewers wish for, if it can."""
     xvfb: Xvfb | None = None
     """The X server, if it is our own."""
 
@@ -83,20 +86,23 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
         from ..sources.x11 import XDesktop
 
         async with XDesktop.open(arguments.display) as desktop:
-            yield Source(str(desktop), partial(desktop.show, fps=fps), desktop.play)
+            show = partial(desktop.show, fps=fps)
+            yield Source(str(desktop), show, desktop.play, desktop.resize)
     elif arguments.source == "xvfb":
         from ..sources.xvfb import open_own_desktop
 
         width, height = arguments.surface or DESKTOP_SURFACE
         async with open_own_desktop(width, height) as (xvfb, desktop):
-            yield Source(f"Xvfb, {desktop}", partial(desktop.show, fps=fps), desktop.play, xvfb)
+            show = partial(desktop.show, fps=fps)
+            yield Source(f"Xvfb, {desktop}", show, desktop.play, desktop.resize, xvfb)
     else:
-        from ..sources.pattern import show_pattern
+        from ..sources.pattern import PatternSource
 
         width, height = arguments.surface or PATTERN_SURFACE
         full = arguments.damage == "full"
-        show = partial(show_pattern, width=width, height=height, fps=fps, full=full)
-        yield Source(f"test pattern {width}x{height}", show)
+        pattern = PatternSource(width, height, fps=fps, full=full)
+        words = f"test pattern {width}x{height}"
+        yield Source(words, pattern.show, resize=pattern.resize)
 
 
 async def _serve(name: str, arguments: argparse.Namespace) -> int:
@@ -110,6 +116,7 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
             *arguments.listen or (),
             view_only=arguments.listen_view_only or (),
             inputs=source.play,
+            resize=None if arguments.no_resize else source.resize,
             shm=arguments.shm,
             shm_limit=arguments.shm_limit_mb * 10**6 if arguments.shm_limit_mb else SHM_LIMIT,
             password=password,

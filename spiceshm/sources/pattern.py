@@ -7,17 +7,19 @@ Every row begins and ends with the number of its frame, so that whoever looks ca
 from __future__ import annotations
 
 import colorsys
-import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import trio
 
+from ..errors import SpiceShmError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..region import Rect
-    from ..server import Display
+    from ..server import Display, Surface
 
 _STAMP_WIDTH = 2
 _STAMP_KEY = 0xA5C35A
@@ -112,31 +114,62 @@ def read_stamp(pixels: NDArray[np.uint8]) -> int | Literal["torn"] | None:
     return first if (numbers == first).all() else TORN
 
 
-async def show_pattern(
-    display: Display,
-    width: int,
-    height: int,
-    *,
-    fps: float,
-    full: bool = False,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Show the pattern for ever, ``fps`` frames a second; 0: as fast as somebody takes them.
+class PatternSource:
+    """The pattern as something that is shown, ``fps`` frames a second; 0: as fast as somebody takes
+    them. ``full`` redraws every pixel of every frame."""
 
-    ``full`` redraws every pixel of every frame. Started once there is a surface. Raises
-    MemoryRefused if there is no memory for it.
-    """
-    surface = display.create_surface(width, height)
-    task_status.started()
-    pattern = Pattern(width, height, full=full)
-    pace = surface.pace(fps) if fps else None
-    for number in itertools.count():
-        if pace is None:
-            await surface.wanted()
-        else:
-            await anext(pace)
-        with surface.frame(pattern.damage(number)) as frame:
-            pattern.paint(frame.pixels, number)
+    def __init__(self, width: int, height: int, *, fps: float, full: bool = False) -> None:
+        self._size = (width, height)
+        self._fps = fps
+        self._full = full
+        self._number = 0
+        self._display: Display
+        self._surface: Surface
+        self._pattern: Pattern
+
+    async def show(
+        self, display: Display, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Show it for ever. Started once there is a surface. Raises MemoryRefused if there is no
+        memory for it."""
+        self._display = display
+        self._surface = display.create_surface(*self._size)
+        task_status.started()
+        self._pattern = Pattern(*self._size, full=self._full)
+        pace = self._surface.pace(self._fps) if self._fps else None
+        while True:
+            if pace is not None:
+                await anext(pace)
+            else:
+                await self._wanted()
+            self._draw()
+
+    async def resize(self, width: int, height: int) -> None:
+        """Go on at another size, beginning with frame 0, for ``serve(resize=...)``.
+
+        To be called while it is shown. Raises MemoryRefused if there is no memory for that.
+        """
+        make = partial(Pattern, width, height, full=self._full)
+        pattern = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        self._surface = self._display.create_surface(width, height)
+        self._pattern, self._number = pattern, 0
+        self._draw()
+
+    async def _wanted(self) -> None:
+        """Wait until somebody would take a frame, of whichever surface is shown then."""
+        surface = None
+        while surface is not self._surface:
+            surface = self._surface
+            try:
+                await surface.wanted()
+            except SpiceShmError:
+                if surface is self._surface:
+                    raise
+
+    def _draw(self) -> None:
+        with self._surface.frame(self._pattern.damage(self._number)) as frame:
+            self._pattern.paint(frame.pixels, self._number)
+        self._number += 1
 
 
 def _stamp(pixels: NDArray[np.uint8], number: int) -> None:

@@ -15,6 +15,7 @@ from ..nursery import open_nursery
 from .xcb import Lacking, XConnection, XError
 from .xcursor import XCursor
 from .xinput import XInput
+from .xrandr import XRandr
 from .xscreen import Target, XResized, XScreen, bands
 
 if TYPE_CHECKING:
@@ -37,9 +38,16 @@ class XDesktop:
     Each kind of work has an X connection of its own, so that none waits for another.
     """
 
-    def __init__(self, screen: XScreen, input: XInput | None, cursor: XCursor | None) -> None:
+    def __init__(
+        self,
+        screen: XScreen,
+        input: XInput | None,
+        cursor: XCursor | None,
+        cookie: bytes | None,
+    ) -> None:
         """None: the X server has not got what it takes."""
         self._screen = screen
+        self._cookie = cookie
         self._input = input
         self._cursor = cursor
         self._attached: dict[Segment, int | None] = {}
@@ -73,7 +81,7 @@ class XDesktop:
                 cursor = await connected(XCursor)
             except Lacking as error:
                 log.warning("%s: clients see no pointer", error)
-            yield cls(screen, input, cursor)
+            yield cls(screen, input, cursor, cookie)
 
     def __str__(self) -> str:
         screen = self._screen
@@ -92,6 +100,15 @@ class XDesktop:
             await input.play(events)
         finally:
             self._played.set()
+
+    async def resize(self, width: int, height: int) -> None:
+        """Give the desktop another size, for ``serve(resize=...)``; `show` makes the new surface.
+
+        Raises SourceError where that cannot be done, or should not be: see `XRandr.resize`.
+        """
+        # A connection for each time: sizes change rarely, and who only looks needs none.
+        with await _open_in_thread(XRandr, self._screen.name, self._cookie) as randr:
+            await randr.resize(width, height)
 
     async def show(
         self,

@@ -67,6 +67,7 @@ class Xcb(NamedTuple):
     xtest: Any
     xkb: Any
     xinput: Any
+    randr: Any
     ffi: Any
     lib: Any
 
@@ -365,7 +366,7 @@ def _close_unsent(copy: int, original: int) -> None:
 @cache
 def load() -> Xcb:
     """Import xcffib, which not everybody has. Raises XError."""
-    names = ("xproto", "shm", "damage", "xfixes", "xtest", "xkb", "xinput")
+    names = ("xproto", "shm", "damage", "xfixes", "xtest", "xkb", "xinput", "randr")
     try:
         xcffib, cffi = importlib.import_module("xcffib"), importlib.import_module("cffi")
         modules = [importlib.import_module(f"xcffib.{name}") for name in names]
