@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 import xcffib
 import xcffib.randr
 import xcffib.xproto
 
+import spiceshm
 from spiceshm.errors import SourceError
+from spiceshm.sources.x11 import XDesktop
 from spiceshm.sources.xcb import Lacking
 from spiceshm.sources.xrandr import XRandr
 from tests.programs import DEADLINE
@@ -207,3 +211,52 @@ async def test_an_x_server_that_hangs_or_dies() -> None:
             display.process.kill()
             with pytest.raises(SourceError, match=f"^X display {display} closed the connection$"):
                 await randr.resize(700, 500)
+
+
+# As a source
+
+
+@both
+async def test_each_wish_makes_one_surface(kind: str, tmp_path: Path) -> None:
+    """Of its size, also where that takes the X server two steps; and it is there when the call
+    returns, so that the next wish is not compared with the size before."""
+    sizes: list[tuple[int, int]] = []
+    with server(kind, tmp_path) as name:
+        async with (
+            XDesktop.open(name) as desktop,
+            spiceshm.serve(f"unix:{tmp_path}/s", resize=desktop.resize) as display,
+            trio.open_nursery() as nursery,
+        ):
+            create = display.create_surface
+
+            def noted(width: int, height: int, **more: Any) -> spiceshm.Surface:
+                sizes.append((width, height))
+                return create(width, height, **more)
+
+            display.create_surface = noted  # type: ignore[method-assign]
+            await nursery.start(partial(desktop.show, fps=0), display)
+            wished = [(1300, 300), (300, 1300)] * 10 + [(1024, 768)]
+            for size in wished:
+                await desktop.resize(*size)
+                assert sizes[-1] == size
+            await desktop.resize(1024, 768)
+            nursery.cancel_scope.cancel()
+    assert sizes == [(1024, 768), *wished]
+
+
+async def test_a_wish_while_the_x_server_hangs_holds_up_nothing(tmp_path: Path) -> None:
+    with xvnc(1024, 768) as name:
+        async with (
+            XDesktop.open(name) as desktop,
+            spiceshm.serve(f"unix:{tmp_path}/s", resize=desktop.resize) as display,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(partial(desktop.show, fps=0), display)
+            async with spiceshm.connect(f"unix:{tmp_path}/s") as remote:
+                name.process.send_signal(signal.SIGSTOP)
+                nursery.start_soon(desktop.resize, 700, 500)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert (await remote.latest()).pixels.shape == (768, 1024, 4)
+            start = time.monotonic()
+            nursery.cancel_scope.cancel()
+        assert time.monotonic() - start < DEADLINE

@@ -52,6 +52,8 @@ class XDesktop:
         self._cursor = cursor
         self._attached: dict[Segment, int | None] = {}
         self._over = False
+        self._resizing = trio.Lock()
+        self._renewed = trio.Event()  # set when there is a new surface, and exchanged
         self._played = trio.Event()  # set when there was input since the last pause
 
     @classmethod
@@ -102,13 +104,18 @@ class XDesktop:
             self._played.set()
 
     async def resize(self, width: int, height: int) -> None:
-        """Give the desktop another size, for ``serve(resize=...)``; `show` makes the new surface.
+        """Give the desktop another size, for ``serve(resize=...)``; returns when that is shown.
 
-        Raises SourceError where that cannot be done, or should not be: see `XRandr.resize`.
+        To be called while `show` runs. Raises SourceError where it cannot be done, or should not
+        be: see `XRandr.resize`.
         """
-        # A connection for each time: sizes change rarely, and who only looks needs none.
-        with await _open_in_thread(XRandr, self._screen.name, self._cookie) as randr:
-            await randr.resize(width, height)
+        async with self._resizing:
+            # A connection for each time: sizes change rarely, and who only looks needs none.
+            with await _open_in_thread(XRandr, self._screen.name, self._cookie) as randr:
+                await randr.resize(width, height)
+            renewed = self._renewed
+        if (self._screen.width, self._screen.height) != (width, height):
+            await renewed.wait()
 
     async def show(
         self,
@@ -138,8 +145,11 @@ class XDesktop:
                     try:
                         await self._follow(surface, pause)
                     except XResized:
-                        self._screen.resize()
+                        async with self._resizing:  # not for a size on the way to another
+                            self._screen.resize()
                         surface = self._new_surface(display)
+                        self._renewed.set()
+                        self._renewed = trio.Event()
         finally:  # the server's end waits for a thread that makes memory
             self._over = True
             self._screen.let_go()

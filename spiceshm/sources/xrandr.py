@@ -58,7 +58,7 @@ class XRandr(XConnection):
                     self._set(width, height)
                 finally:
                     self._connection.core.UngrabServer()
-                    self._connection.flush()
+                    self._connection.core.GetInputFocus().reply()  # all of it has been done
         except xcffib.ConnectionException:
             raise self._lost() from None
         except xcffib.XcffibException as error:
