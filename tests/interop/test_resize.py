@@ -140,6 +140,12 @@ async def follows(remote: RemoteDisplay, width: int, height: int) -> tuple[int, 
             await trio.sleep(0.01)
 
 
+async def sees(remote: RemoteDisplay, wanted: np.ndarray) -> None:
+    with trio.fail_after(DEADLINE):
+        while not np.array_equal((await remote.latest()).pixels[:, :, :3], wanted[:, :, :3]):
+            await trio.sleep(0.01)
+
+
 class Program:
     """A program that draws at whatever size is wished."""
 
@@ -166,8 +172,7 @@ async def test_a_program_follows_the_window(tmp_path: Path, viewer: str) -> None
                     await desk.window(*wanted)
                     size = await follows(reader, *wanted)
                     await eventually(lambda size=size: desk.shows(picture(*size)))
-                    seen = (await reader.latest()).pixels
-                    assert np.array_equal(seen[:, :, :3], picture(*size)[:, :, :3])
+                    await sees(reader, picture(*size))
 
 
 async def test_a_program_that_changes_the_size_changes_it_for_all(tmp_path: Path) -> None:
@@ -192,8 +197,7 @@ async def test_a_program_that_changes_the_size_changes_it_for_all(tmp_path: Path
                     await eventually(lambda size=size: other.shows(picture(*size)))
                     await one.window(size[0], size[1] + bars)
                     await eventually(lambda size=size: one.shows(picture(*size)))
-                    seen = (await reader.latest()).pixels
-                    assert np.array_equal(seen[:, :, :3], picture(*size)[:, :, :3])
+                    await sees(reader, picture(*size))
 
 
 def root_size(display: str) -> tuple[int, int]:
@@ -221,8 +225,7 @@ async def test_an_x_desktop_follows_the_window(tmp_path: Path, kind: str, viewer
                 await desk.window(*wanted)
                 size = await follows(reader, *wanted)
                 assert root_size(desktop) == size
-                seen = (await reader.latest()).pixels
-                assert np.array_equal(seen[:, :, :3], plain(*size)[:, :, :3])
+                await sees(reader, plain(*size))
                 await eventually(lambda size=size: desk.shows(plain(*size)))
 
 
