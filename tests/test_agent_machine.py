@@ -24,7 +24,7 @@ ALL = 0xFFFFFFFF
 SPICY = agent.AnnounceCapabilities(1, (0x00035077,))
 """What spicy 0.42 announces; bit 2 is that it knows replies."""
 DEAF = agent.AnnounceCapabilities(1, (0x00035073,))
-OURS = agent.AnnounceCapabilities(0, (0b110,))
+OURS = agent.AnnounceCapabilities(0, (0x2006,))
 CLIPBOARD = 4
 
 

@@ -97,7 +97,7 @@ class Window:
         )
         heard = await self.main.find(main.AgentData)
         assert isinstance(heard, main.AgentData)
-        assert heard.data[20:] == agent.AnnounceCapabilities(0, (0b110,)).packed
+        assert heard.data[20:] == agent.AnnounceCapabilities(0, (0x2006,)).packed
 
     async def wants(self, width: int, height: int) -> None:
         monitor = agent.Monitor(height, width, 32, 0, 0)

@@ -82,6 +82,7 @@ VALUES = {
     ("cursor_type", "COLOR32"): cursor.TYPE_COLOR32,
     ("agent_cap", "MONITORS_CONFIG"): agent.CAP_MONITORS_CONFIG,
     ("agent_cap", "REPLY"): agent.CAP_REPLY,
+    ("agent_cap", "FILE_XFER_DISABLED"): agent.CAP_FILE_XFER_DISABLED,
     ("agent_result", "SUCCESS"): agent.REPLY_SUCCESS,
     ("agent_result", "ERROR"): agent.REPLY_ERROR,
 }

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ..errors import RemoteProtocolError
 from ..wire.agent import (
+    CAP_FILE_XFER_DISABLED,
     CAP_MONITORS_CONFIG,
     CAP_REPLY,
     MAX_MONITORS,
@@ -47,7 +48,8 @@ AGENT_TOKENS = 10
 TOKENS_BACK = 5
 """Tokens are given back so many at a time."""
 
-CAPABILITIES = frozenset({CAP_MONITORS_CONFIG, CAP_REPLY})
+CAPABILITIES = frozenset({CAP_MONITORS_CONFIG, CAP_REPLY, CAP_FILE_XFER_DISABLED})
+"""Without the last one a viewer would wait for the agent to take a file that is dropped on it."""
 
 FromClient: TypeAlias = AgentStart | ClientAgentData | ClientAgentToken
 

@@ -34,6 +34,7 @@ PROTOCOL = 1
 
 CAP_MONITORS_CONFIG = 1
 CAP_REPLY = 2
+CAP_FILE_XFER_DISABLED = 13
 
 FLAG_PHYSICAL_SIZE = 2
 """MONITORS_CONFIG: the monitors' sizes in mm are there too."""
