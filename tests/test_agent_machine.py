@@ -175,8 +175,11 @@ def test_without_tokens_it_is_silent_and_then_says_the_newest() -> None:
     assert answers(machine) == []
     hear(machine, main.ClientAgentToken(1))
     assert answers(machine) == [agent.Reply(2, 1)]
-    hear(machine, main.ClientAgentToken(5))
+    hear(machine, main.ClientAgentToken(1), main.ClientAgentToken(1))
     assert answers(machine) == []
+    hear(machine, *said(SPICY))
+    machine.reply(ok=False)
+    assert answers(machine) == [OURS, agent.Reply(2, 2)]
 
 
 def test_the_client_gets_its_tokens_back_five_at_a_time() -> None:

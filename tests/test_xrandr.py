@@ -22,7 +22,7 @@ import xcffib.xproto
 import spiceshm
 from spiceshm.errors import SourceError
 from spiceshm.sources.x11 import XDesktop
-from spiceshm.sources.xcb import Lacking
+from spiceshm.sources.xcb import Lacking, XError
 from spiceshm.sources.xrandr import XRandr
 from tests.programs import DEADLINE
 from tests.xvfb import run, xorg, xvfb, xvnc
@@ -150,6 +150,25 @@ async def test_what_the_server_cannot(
         if kind == "Xorg":  # its video memory has no room for it
             with pytest.raises(SourceError, match=f"^X display {display} refused 9000x8000: "):
                 await resize(display, 9000, 8000)
+        assert look.size == (1024, 768)
+        assert look.output_sizes == [(1024, 768)]
+        assert look.our_modes == []
+
+
+@both
+async def test_what_the_output_refuses_is_undone(
+    kind: str, tmp_path: Path, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No output here refuses a mode that it has taken, so the refusal is made up."""
+
+    def refuse(randr: XRandr, *_: object) -> None:
+        raise XError("it does not want to")
+
+    monkeypatch.setattr(XRandr, "_set_output", refuse)
+    with server(kind, tmp_path) as display:
+        look = looking(stack, display)
+        with pytest.raises(SourceError, match="it does not want to"):
+            await resize(display, 1300, 300)
         assert look.size == (1024, 768)
         assert look.output_sizes == [(1024, 768)]
         assert look.our_modes == []

@@ -79,8 +79,6 @@ class XRandr(XConnection):
             raise self._cannot("has one size only")
         geometry = core.GetGeometry(self._root).reply()
         old = (geometry.width, geometry.height)
-        if old == (width, height):
-            return
         fitting = [m for m in info.modes if (modes[m].width, modes[m].height) == (width, height)]
         # While the output changes, the screen has room for what it was and for what it will be.
         both = (max(old[0], width), max(old[1], height))
