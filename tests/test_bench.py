@@ -268,6 +268,14 @@ def test_without_a_compiler_one_line_says_what_to_install(
     assert case.lacks(CONDITIONS) == floor.HOW_TO
 
 
+def test_who_is_not_here_to_be_compared_with_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    lack = cases.all_cases()["encoders-xspice-lz"].lacks(CONDITIONS)
+    assert lack == "apt-get install xserver-xspice"
+    lack = cases.all_cases()["encoders-vnc-tight"].lacks(CONDITIONS)
+    assert lack == "apt-get install xvfb; apt-get install x11vnc"
+
+
 # All of it
 
 
@@ -275,7 +283,8 @@ def test_without_a_compiler_one_line_says_what_to_install(
 def test_a_tiny_run_measures_and_stores_everything(tmp_path: Path) -> None:
     stored = tmp_path / "out.json"
     names = ("core-1", "size-vga", "readers-2-*", "startup", "memory", "iceoryx2-tile")
-    only = [word for name in (*names, "x11", "keys") for word in ("--only", name)]
+    more = ("x11", "keys", "encoders-lz")
+    only = [word for name in (*names, *more) for word in ("--only", name)]
     done = bench(*only, "--rounds", "1", "--seconds", "0.05", "--json", str(stored))
     assert done.returncode == 0, done.stderr
     result = json.loads(stored.read_text())
@@ -289,6 +298,10 @@ def test_a_tiny_run_measures_and_stores_everything(tmp_path: Path) -> None:
     assert lines["handover", "1 tile: sender's CPU"]["against"] == "iceoryx2-tile"
     if "keys-xdotool" not in result["problems"]:
         assert lines["keys", "xdotool, mss: key until its effect, p99"]["ratio"]["median"] > 0
+    if "encoders-lz" not in result["problems"]:
+        sent = lines["encoders-bytes", "page: LZ, Xspice"]
+        assert 0 < sent["value"]["median"] < 960 * 650 * 4 / 5
+        assert sent["against"] == "encoders-xspice-lz"
     same_core = lines["latency", "1 tile, same core"]
     assert same_core["against"] == "floor/core-1"
     assert same_core["ratio"]["median"] > 0

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from . import ends, floor, handover, keys, startup, xdesktop
+from . import encoders, ends, floor, handover, keys, startup, xdesktop
+from .contents import CONTENTS
 from .work import (
     HD,
     IDLE_PAUSE_S,
@@ -125,6 +126,14 @@ def _lacks_keys(peer: keys.Peer, _: Conditions) -> str | None:
     return keys.lacks(peer)
 
 
+def _encoders(peer: encoders.Peer, c: Conditions) -> Measures:
+    return encoders.measure(peer, c.seconds)
+
+
+def _lacks_encoders(peer: encoders.Peer, _: Conditions) -> str | None:
+    return encoders.lacks(peer)
+
+
 def _handover(work: Work, c: Conditions) -> Measures:
     return handover.measure(work, c.cores, c.seconds)
 
@@ -229,6 +238,9 @@ def _others() -> Iterator[Case]:
         yield Case(f"x11-{peer}", partial(_x11, peer), partial(_lacks_x11, peer), True)
     for actor in keys.PEERS:
         yield Case(f"keys-{actor}", partial(_keys, actor), partial(_lacks_keys, actor), True)
+    for sender in encoders.PEERS:
+        run, lacks = partial(_encoders, sender), partial(_lacks_encoders, sender)
+        yield Case(f"encoders-{sender}", run, lacks, False)
     for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
         job = replace(work, pause_s=IDLE_PAUSE_S)
         yield Case(f"iceoryx2-{name}", partial(_handover, job), _lacks_handover, True)
@@ -340,6 +352,20 @@ def _keys_rows() -> Iterator[Row]:
         yield Row(f"{label}: CPU of X and server", mine, "server_cpu_us", other)
 
 
+def _encoder_rows(measure: str, unit: str) -> Iterator[Row]:
+    for content in CONTENTS:
+        for ours, label, peer in (
+            ("raw", "raw, Xspice", "xspice-raw"),
+            ("raw", "raw, x11vnc", "vnc-raw"),
+            ("lz4", "LZ4, Xspice", "xspice-lz4"),
+            ("lz4", "LZ4, x11vnc tight", "vnc-tight"),
+            ("lz", "LZ, Xspice", "xspice-lz"),
+            ("lz", "LZ, x11vnc tight", "vnc-tight"),
+        ):
+            row = f"{content}: {label}", f"encoders-{ours}", f"{content}_{measure}"
+            yield Row(*row, f"encoders-{peer}", unit=unit)
+
+
 def _handover_rows() -> Iterator[Row]:
     for kind, label, ours in (("tile", "1 tile", "idle-1"), ("frame", "1080p", "idle-1080p-draw")):
         yield Row(f"{label}: published until copied", ours, "seen_p50_us", f"iceoryx2-{kind}")
@@ -369,6 +395,23 @@ _TILE_NOTE = (
     "released; same core: the same with both ends pinned to one core, which is the CPU's work. "
     "The C floor sends as many bytes and copies as many pixels with memcpy; it never merges."
 )
+
+_ENCODERS_NOTE = (
+    "A desktop of 1920x1080, TCP on the loopback device, one reader that is no viewer: it takes "
+    "what comes, acknowledges or asks for more, and decodes only where it must to know what it "
+    "got. A frame counts as seen when two patches behind it, whose colour is its number, have come "
+    "at opposite corners of the screen; then the next one is painted, so that all are seen and "
+    "none is merged with another. After each content all that came is decoded, and has to be what "
+    "the X server has. Text: a terminal of 160x50 characters that scrolls by a line, CopyArea and "
+    "ImageText8 as of xterm. Page: the same text from a program that draws itself and has its "
+    "window shown anew, ShmPutImage. Window: one of 640x480 dragged over a picture by 12 pixels a "
+    "frame. Video: 640x360, smooth with noise, ShmPutImage. spiceshm-server --fps 0 and x11vnc "
+    "-wait 1 -defer 1 -noscr look at an Xvfb and see pixels; Xspice is the X server itself and "
+    "passes on that something was copied. It is asked for the format by PREFERRED_COMPRESSION, "
+    "with neither cache nor streams. x11vnc sends tight without JPEG, or raw pixels; there is no "
+    "LZ4 and no LZ in VNC. Nothing is pinned."
+)
+
 
 TABLES = (
     Table("latency", "Published until seen", _TILE_NOTE, _FLOOR, "less", tuple(_latency_rows())),
@@ -505,6 +548,39 @@ TABLES = (
         ("spiceshm", "the other"),
         "less",
         tuple(_keys_rows()),
+    ),
+    Table(
+        "encoders-frames",
+        "Ordinary viewers: frames a second",
+        _ENCODERS_NOTE,
+        ("spiceshm", "the other"),
+        "more",
+        tuple(_encoder_rows("frames_per_s", "/s")),
+    ),
+    Table(
+        "encoders-rate",
+        "Ordinary viewers: megabytes a second",
+        "As above: what the reader received, which is frames a second times the bytes of a frame.",
+        ("spiceshm", "the other"),
+        "",
+        tuple(_encoder_rows("mb_per_s", "MB/s")),
+    ),
+    Table(
+        "encoders-bytes",
+        "Ordinary viewers: bytes of a frame",
+        "As above.",
+        ("spiceshm", "the other"),
+        "less",
+        tuple(_encoder_rows("bytes", "B")),
+    ),
+    Table(
+        "encoders-cpu",
+        "Ordinary viewers: CPU time of a frame",
+        "As above: user and system time of the X server and of the server beside it, if there is "
+        "one, from the painting on.",
+        ("spiceshm", "the other"),
+        "less",
+        tuple(_encoder_rows("cpu_us", "us")),
     ),
     Table(
         "handover",

@@ -28,7 +28,7 @@ divided by what was measured beside it in the same round: a C program that does 
 ways for the pixels, other programs."""
 EXAMPLES = """\
 examples:
-  tools/bench                                     everything, five rounds: about a quarter hour
+  tools/bench                                     everything, five rounds: about twenty minutes
   tools/bench --quick                             the most important cases: below a minute
   tools/bench --only latency --only 'window-8*'   some tables (--list) or cases, by name
   tools/bench --json now.json --plot now.png      keep the result, and a picture of it

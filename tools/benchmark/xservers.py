@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .process import Failed
@@ -19,7 +20,54 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _END_S = 2.0
-_PACKAGES = {"Xvfb": "xvfb"}
+_PACKAGES = {"Xvfb": "xvfb", "Xspice": "xserver-xspice"}
+
+_XSPICE = """\
+Section "Device"
+    Identifier "Device"
+    Driver "spiceqxl"
+    Option "SpicePort" "{port}"
+    Option "SpiceAddr" "127.0.0.1"
+    Option "SpiceDisableTicketing" "True"
+    Option "SpiceStreamingVideo" "off"
+    Option "NumHeads" "1"
+    # Without sizes it ends at once, whatever its manual says about what they are then.
+    Option "SurfaceBufferSize" "128"
+    Option "CommandBufferSize" "128"
+    Option "FrameBufferSize" "32"
+EndSection
+Section "Monitor"
+    Identifier "Monitor"
+EndSection
+Section "Screen"
+    Identifier "Screen"
+    Device "Device"
+    Monitor "Monitor"
+    DefaultDepth 24
+    SubSection "Display"
+        Depth 24
+        Modes "{width}x{height}"
+    EndSubSection
+EndSection
+Section "InputDevice"
+    Identifier "Pointer"
+    Driver "xspice pointer"
+EndSection
+Section "InputDevice"
+    Identifier "Keyboard"
+    Driver "xspice keyboard"
+EndSection
+Section "ServerLayout"
+    Identifier "Layout"
+    Screen "Screen"
+    InputDevice "Keyboard"
+    InputDevice "Pointer"
+EndSection
+Section "ServerFlags"
+    Option "AutoAddDevices" "False"
+EndSection
+"""
+"""What Xorg is told to be Xspice, which is a script that starts it so and sleeps."""
 
 
 def missing(programs: Iterable[str], modules: Iterable[str]) -> str | None:
@@ -36,9 +84,11 @@ def number(pixel: Any) -> int:
 
 
 @contextmanager
-def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+def _program(
+    command: list[str], *, stdout: int = subprocess.PIPE, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
+        command, stdout=stdout, stderr=subprocess.DEVNULL, text=True, pass_fds=pass_fds
     )
     try:
         yield process
@@ -49,21 +99,45 @@ def _program(command: list[str], **options: Any) -> Iterator[subprocess.Popen[st
         except subprocess.TimeoutExpired:  # x11vnc does not always take the hint
             process.kill()
             process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextmanager
-def xvfb() -> Iterator[tuple[str, int]]:
+def xvfb(*options: str) -> Iterator[tuple[str, int]]:
     """An X server; gives its display and its pid."""
     screen = f"{HD[0]}x{HD[1]}x24"
-    command = ["Xvfb", "-displayfd", "1", "-nolisten", "tcp", "-noreset", "-screen", "0", screen]
-    with _program(command) as process:
-        assert process.stdout is not None
-        number = process.stdout.readline().strip()
-        if not number:
-            raise Failed("Xvfb did not start")
-        yield f":{number}", process.pid
+    with _x_server("Xvfb", "-screen", "0", screen, *options) as found:
+        yield found
+
+
+@contextmanager
+def xspice() -> Iterator[tuple[str, int, str]]:
+    """An X server that is a SPICE server; gives its display, its pid, and host:port."""
+    with tempfile.TemporaryDirectory(prefix="spiceshm-bench-") as directory:
+        port, config = _free_port(), Path(directory, "xorg.conf")
+        config.write_text(_XSPICE.format(port=port, width=HD[0], height=HD[1]))
+        log = f"{directory}/log"
+        words = ["Xorg", "-config", str(config), "-logfile", log, "-nocursor"]
+        with _x_server(*words) as (display, pid):
+            yield display, pid, f"127.0.0.1:{port}"
+
+
+@contextmanager
+def _x_server(*words: str) -> Iterator[tuple[str, int]]:
+    # Not through stdout, which the X server would close: what a driver prints there would then go
+    # to the client that has the number.
+    theirs, ours = socket.socketpair()
+    with ours, theirs:
+        name = str(theirs.fileno())
+        command = [*words, "-displayfd", name, "-nolisten", "tcp", "-noreset"]
+        passed = (theirs.fileno(),)
+        with _program(command, stdout=subprocess.DEVNULL, pass_fds=passed) as process:
+            theirs.close()
+            number = ours.makefile().readline().strip()
+            if not number:
+                raise Failed(f"{words[0]} did not start")
+            yield f":{number}", process.pid
 
 
 @contextmanager
@@ -72,7 +146,7 @@ def served(
 ) -> Iterator[tuple[str, list[int]]]:
     """What is between X server and reader, if anything is: what the reader is told, and the pids.
 
-    ``options`` are for our own server.
+    ``options`` are that server's; our own listens at a Unix socket if they do not say where.
     """
     with ExitStack() as stack:
         if server is None:
@@ -80,14 +154,16 @@ def served(
         elif server == "vnc":
             port = _free_port()
             command = ["x11vnc", "-display", display, "-localhost", "-nopw", "-shared", "-forever"]
-            command += ["-wait", "1", "-defer", "1", "-noscr", "-rfbport", str(port)]
+            command += ["-wait", "1", "-defer", "1", "-noscr", "-rfbport", str(port), *options]
             process = stack.enter_context(_program(command))
             _await_line("x11vnc", process, "PORT=")
             yield str(port), [process.pid]
         else:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-bench-"))
             command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--source", "x11"]
-            command += ["--display", display, "--listen", f"unix:{directory}/s", *options]
+            command += ["--display", display, *options]
+            if "--listen" not in options:
+                command += ["--listen", f"unix:{directory}/s"]
             process = stack.enter_context(_program(command))
             said = json.loads(_await_line("spiceshm-server", process, "{"))
             yield said["listening"][0]["address"], [process.pid]
