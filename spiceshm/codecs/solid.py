@@ -27,6 +27,8 @@ MOST = 8
 
 _FEW = 64
 _COLOUR = np.uint32(0xFFFFFF)
+_MANY = np.uint32(1 << 24)
+"""No colour."""
 
 
 class Solid(NamedTuple):
@@ -77,10 +79,12 @@ def _bands(words: NDArray[np.uint32]) -> list[tuple[int, list[tuple[int, int, in
     rows, columns = words.shape[0] // TILE, words.shape[1] // TILE
     if not rows or not columns:
         return []
-    tiled = words[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE)
-    likely = _likely(tiled)
-    bands = [(row * TILE, _runs(tiled[row], likely[row])) for row in range(rows)]
-    return [*bands, (rows * TILE, [])]
+    bands = words[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns * TILE)
+    colours = _colours(bands, _likely(bands.reshape(rows, TILE, columns, TILE)))
+    runs: list[list[tuple[int, int, int]]] = [[] for _ in range(rows + 1)]
+    for row, start, end, colour in _runs(colours):
+        runs[row].append((start * TILE, end * TILE, colour))
+    return [(row * TILE, found) for row, found in enumerate(runs)]
 
 
 def _likely(tiled: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -92,17 +96,25 @@ def _likely(tiled: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return likely
 
 
-def _runs(band: NDArray[np.uint32], likely: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """Of a row of tiles (TILE, columns, TILE): runs (left, right, colour)."""
-    if not likely.any():
-        return []
-    corner = band[0, :, 0]
-    solid = likely & ~((band ^ corner[None, :, None]) & _COLOUR).any(axis=(0, 2))
-    colours = np.where(solid, corner & _COLOUR, np.uint32(1 << 24)).astype(np.int64)
-    starts = np.concatenate(([0], np.flatnonzero(colours[1:] != colours[:-1]) + 1)).tolist()
-    ends = [*starts[1:], len(colours)]
-    return [
-        (start * TILE, end * TILE, int(colours[start]))
-        for start, end in zip(starts, ends, strict=True)
-        if solid[start]
-    ]
+def _colours(bands: NDArray[np.uint32], likely: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """The colour of each tile, `_MANY` where there are more than one."""
+    colours = bands[:, 0, ::TILE] & _COLOUR
+    for row in np.flatnonzero(likely.any(axis=1)):
+        # All lines into one: whatever else numpy can do here takes several times as long.
+        differ = bands[row] ^ np.repeat(bands[row, 0, ::TILE], TILE)
+        several = np.bitwise_or.reduce(differ, axis=0) & _COLOUR
+        likely[row] &= ~several.reshape(-1, TILE).any(axis=1)
+    colours[~likely] = _MANY
+    return colours
+
+
+def _runs(colours: NDArray[np.uint32]) -> list[tuple[int, int, int, int]]:
+    """Row, start, end and colour of each run of tiles that have the same one, `_MANY` left out."""
+    begins = np.ones(colours.shape, bool)
+    np.not_equal(colours[:, 1:], colours[:, :-1], out=begins[:, 1:])
+    row, start = np.nonzero(begins)
+    colour = colours[row, start]
+    lengths = np.diff(np.flatnonzero(begins), append=colours.size)
+    solid = colour != _MANY
+    parts = (row, start, start + lengths, colour)
+    return list(zip(*(part[solid].tolist() for part in parts), strict=True))
