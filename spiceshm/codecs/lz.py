@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _MAGIC, _VERSION, _RGB32, _TOP_DOWN = 0x20205A4C, 0x00010001, 8, 1
 _HEADER = struct.Struct(">7I")
-_BLOCK = 1 << 17
-"""Pixels that are searched at once: what bounds the memory that it takes."""
+_BLOCK = 1 << 16
+"""Pixels that are searched at once. What is made of more does not stay in a processor's cache, and
+is fetched from the system and given back again and again."""
 
 _MOST_LITERALS = 32
 _NEAR = 8191
@@ -37,6 +38,12 @@ _Ints: TypeAlias = "NDArray[np.integer[Any]]"
 
 _SHORT = 7
 """A match of so many pixels or more has bytes of its own for its length."""
+
+_DISTANCE_BITS = 17
+_DISTANCE_MASK = (1 << _DISTANCE_BITS) - 1
+_MOST_RATED = (1 << 32 - _DISTANCE_BITS) - 1
+"""How ratings are made: a length, no more than this, above what is left of the mask behind a
+distance."""
 
 
 class _Tokens(NamedTuple):
@@ -63,20 +70,11 @@ def encode(words: NDArray[np.uint32]) -> bytes:
 
 def _tokens(pixels: NDArray[np.uint32], start: int, end: int, width: int) -> _Tokens:
     block = pixels[start:end]
-    distance = np.zeros(len(block), np.int32)
-    longest = np.zeros(len(block), np.int32)
-
-    def consider(candidate: _Ints) -> None:
-        length = _run_lengths(candidate)
-        better = length > longest
-        np.copyto(distance, candidate, where=better)
-        np.copyto(longest, length, where=better, casting="same_kind")
-
-    consider(_same_at(pixels, start, end, width))
-    consider(_same_at(pixels, start, end, 1))
-    if np.count_nonzero(longest < _SHORT) > len(block) // 16:  # else it would hardly pay
-        consider(_repeated(block))
-    return _in_short_literals(_without_short_matches(distance))
+    best = _rated(_same_at(pixels, start, end, width))
+    np.maximum(best, _rated(_same_at(pixels, start, end, 1)), out=best)
+    if np.count_nonzero(best < _SHORT << _DISTANCE_BITS) > len(block) // 16:  # else hardly worth it
+        np.maximum(best, _rated(_repeated(block)), out=best)
+    return _in_short_literals(*_matches(best), len(block))
 
 
 def _same_at(pixels: NDArray[np.uint32], start: int, end: int, back: int) -> _Ints:
@@ -112,36 +110,50 @@ def _repeated(block: NDArray[np.uint32]) -> _Ints:
     return found
 
 
-def _run_lengths(distance: _Ints) -> _Ints:
-    """For each pixel, how many of its neighbours and itself have its distance; 0 where that is."""
-    starts, lengths = _runs(distance)
-    return np.repeat(np.where(distance[starts] > 0, lengths, 0), lengths)
+def _rated(distance: _Ints) -> NDArray[np.uint32]:
+    """For each pixel what its distance is worth, 0 where it has none: the more pixels in a row have
+    the same the more, and then the nearer the more."""
+    starts = _run_starts(distance)
+    lengths = np.diff(starts, append=len(distance))
+    back = distance[starts]
+    rating = np.minimum(lengths, _MOST_RATED) << _DISTANCE_BITS | (_DISTANCE_MASK - back)
+    return np.repeat(np.where(back > 0, rating, 0).astype(np.uint32), lengths)
 
 
-def _runs(values: _Ints) -> tuple[_Ints, _Ints]:
-    """Where each run of equal values begins, and how long it is."""
-    starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
-    return starts, np.diff(starts, append=len(values))
+def _run_starts(values: _Ints) -> _Ints:
+    """Where each run of equal values begins."""
+    return np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
 
 
-def _without_short_matches(distance: _Ints) -> _Ints:
-    """Matches that take as much room as the pixels themselves are none."""
-    starts, lengths = _runs(distance)
-    worth = lengths > np.where(distance[starts] > _NEAR, 2, 1)
-    return np.repeat(np.where(worth, distance[starts], 0), lengths)
+def _matches(best: NDArray[np.uint32]) -> tuple[_Ints, _Ints]:
+    """Where each match or run of literals begins, and its distance, 0 for literals."""
+    starts = _run_starts(best)
+    rating = best[starts]
+    back = np.where(rating > 0, _DISTANCE_MASK - (rating & _DISTANCE_MASK).astype(np.int32), 0)
+    starts, back = _joined(starts, back)
+    lengths = np.diff(starts, append=len(best))
+    # One that takes as much room as the pixels themselves is none.
+    worth = lengths > np.where(back > _NEAR, 2, 1)
+    return _joined(starts, np.where(worth, back, 0))
 
 
-def _in_short_literals(distance: _Ints) -> _Tokens:
-    """The runs as tokens, those of literals cut into as many as it takes."""
-    starts, lengths = _runs(distance)
-    literal = distance[starts] == 0
+def _joined(starts: _Ints, back: _Ints) -> tuple[_Ints, _Ints]:
+    """Neighbours of the same distance are one."""
+    kept = _run_starts(back)
+    return starts[kept], back[kept]
+
+
+def _in_short_literals(starts: _Ints, back: _Ints, end: int) -> _Tokens:
+    """As tokens: runs of literals are cut into as many as it takes."""
+    lengths = np.diff(starts, append=end)
+    literal = back == 0
     many = np.where(literal, -(-lengths // _MOST_LITERALS), 1)
     which = np.repeat(np.arange(len(starts)), many)
     nth = np.arange(len(which)) - np.repeat(np.cumsum(many) - many, many)
     start = starts[which] + nth * _MOST_LITERALS
     left = lengths[which] - nth * _MOST_LITERALS
     length = np.where(literal[which], np.minimum(left, _MOST_LITERALS), left)
-    return _Tokens(start, length, distance[starts][which])
+    return _Tokens(start, length, back[which])
 
 
 # Writing it down
