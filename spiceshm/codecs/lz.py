@@ -6,11 +6,11 @@ bytes behind it if they are many; its lower five and the next byte are how far b
 more if that is far. A match may overlap what it makes, so a run of one colour is a match of the
 pixel before it.
 
-Strategy: the search is done for all pixels of a block at once. Three places are tried for each: the
-pixel on its left, the one above, and the last one in the block where the same three pixels begin.
-Wherever neighbours go on at the same distance they are one match; the longest of the three is
-taken. So a picture takes longer than a loop in C would need for it, and a loop in Python very much
-longer.
+Strategy: the search is done for all pixels of a block at once. Two places are tried for each: the
+pixel on its left and the one above. A third one is tried for those that are not in a long match
+then: the last of these where the same three pixels begin. Wherever neighbours go on at the same
+distance they are one match; the longest of the three is taken. So a picture takes longer than a
+loop in C would need for it, and a loop in Python very much longer.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def _tokens(pixels: NDArray[np.uint32], start: int, end: int, width: int) -> _To
     block = pixels[start:end]
     best = _rated(_same_at(pixels, start, end, width))
     np.maximum(best, _rated(_same_at(pixels, start, end, 1)), out=best)
-    if np.count_nonzero(best < _SHORT << _DISTANCE_BITS) > len(block) // 16:  # else hardly worth it
-        np.maximum(best, _rated(_repeated(block)), out=best)
+    poor = np.flatnonzero(best[:-2] < _SHORT << _DISTANCE_BITS)
+    if len(poor) > len(block) // 16:  # else it would hardly pay
+        np.maximum(best, _rated(_repeated(block, poor)), out=best)
     return _in_short_literals(*_matches(best), len(block))
 
 
@@ -87,25 +88,25 @@ def _same_at(pixels: NDArray[np.uint32], start: int, end: int, back: int) -> _In
     return found
 
 
-def _repeated(block: NDArray[np.uint32]) -> _Ints:
-    """How far back the last place is where the same three pixels begin; 0 where there is none."""
+def _repeated(block: NDArray[np.uint32], at: _Ints) -> _Ints:
+    """How far back the last of the places ``at`` is where the same three pixels begin, for each of
+    these places and what goes on behind them; 0 where there is none."""
     found = np.zeros(len(block), np.int32)
-    if len(block) < 4:
-        return found
-    mixed = block[:-2] * np.uint32(0x9E3779B1)
-    mixed ^= block[1:-1] * np.uint32(0x85EBCA77)
-    mixed ^= block[2:] * np.uint32(0xC2B2AE3D)
+    first = block[at]
+    mixed = first * np.uint32(0x9E3779B1)
+    mixed ^= block[at + 1] * np.uint32(0x85EBCA77)
+    mixed ^= block[at + 2] * np.uint32(0xC2B2AE3D)
     keys = (mixed >> np.uint32(16)).astype(np.uint16)
     order = np.argsort(keys, kind="stable")
-    here, before = order[1:], order[:-1]
-    back = (here - before).astype(np.int32)
-    back *= (block[here] == block[before]) & (back <= _FARTHEST) & (keys[here] == keys[before])
-    found[here] = back
+    keys, first, places = keys[order], first[order], at[order].astype(np.int32)
+    back = np.diff(places)
+    back *= (first[1:] == first[:-1]) & (back <= _FARTHEST) & (keys[1:] == keys[:-1])
+    found[places[1:]] = back
     # What goes on at the same distance is as good behind the last three pixels that are the same.
     for _ in range(2):
         left = found[:-1]
-        at = np.flatnonzero((found[1:] == 0) & (left > 0)) + 1
-        good = at[block[at] == block[at - found[at - 1]]]
+        next = np.flatnonzero((found[1:] == 0) & (left > 0)) + 1
+        good = next[block[next] == block[next - found[next - 1]]]
         found[good] = found[good - 1]
     return found
 
