@@ -276,6 +276,25 @@ def test_who_is_not_here_to_be_compared_with_is_named(monkeypatch: pytest.Monkey
     assert lack == "apt-get install xvfb; apt-get install x11vnc"
 
 
+BLIND = """
+import numpy as np
+from tools.benchmark import contents, encoders
+encoders.CONTENTS = ("text",)
+contents.Painter.picture = lambda _: np.zeros((1080, 1920), np.uint32)
+encoders.measure("lz4", 0.01)
+"""
+
+
+@pytest.mark.peer("Xvfb")
+def test_who_shows_another_picture_than_the_x_server_has_failed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLIND], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("tools.benchmark.process.Failed: text: ")
+    assert said.endswith(" pixels are not those of the X server")
+
+
 # All of it
 
 

@@ -409,7 +409,8 @@ _ENCODERS_NOTE = (
     "-wait 1 -defer 1 -noscr look at an Xvfb and see pixels; Xspice is the X server itself and "
     "passes on that something was copied. It is asked for the format by PREFERRED_COMPRESSION, "
     "with neither cache nor streams. x11vnc sends tight without JPEG, or raw pixels; there is no "
-    "LZ4 and no LZ in VNC. Nothing is pinned."
+    "LZ4 and no LZ in VNC. Now and then it has the patches before the last of what was painted "
+    "ahead of them, which then comes with the next frame. Nothing is pinned."
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HOW_TO = "pip install matplotlib (or: pip install -e '.[bench]')"
 _INCH_A_ROW = 0.26
-_SKIPPED = ("memory",)
+_SKIPPED = ("memory", "encoders-rate")
 
 
 def draw(tables: Iterable[Table], found: Gathered, path: Path) -> None:
