@@ -219,6 +219,37 @@ async def test_large_surfaces_in_portions(address: str, monkeypatch: pytest.Monk
                 await surface.consumed(surface.serial)
 
 
+async def test_all_of_a_large_surface_arrives_where_all_of_it_changes_all_the_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one update has no room for comes with the next, whatever is new above it by then."""
+    monkeypatch.setattr(encoding, "FIRST_PIXELS", 50_000)
+    monkeypatch.setattr(encoding, "UPDATE_PIXELS", 30_000)
+    truth = np.zeros((400, 600, 4), np.uint8)
+    truth[:, ::2] = 255  # no part of it is of one colour
+    async with spiceshm.serve(address) as server:
+        surface = server.create_surface(600, 400)
+        surface.draw(truth)
+        async with looking(address, truth) as client:
+            marks = 0
+            while not client.drawn:
+                await client.next()
+            for step in range(1, 60):
+                marks += isinstance(await client.next(), display.Mark)
+                truth[:, 1::2] = step
+                surface.draw(truth)
+            assert marks == 1
+            oldest = (client.seen[:, 1] & 0xFF).min()
+            assert step - oldest <= 2 * (400 * 600 // 30_000) + 4  # an update is a picture or two
+            await client.until(truth)
+            with trio.fail_after(20):
+                await surface.consumed(surface.serial)
+            stats = server.viewers[0].stats
+            assert stats.frames > 4
+            assert stats.frames + stats.coalesced == surface.serial
+            assert stats.lag_frames == 0
+
+
 RECTS = st.lists(
     st.tuples(*[st.integers(0, 9)] * 2, *[st.integers(10, 40)] * 2), min_size=1, max_size=5
 )

@@ -122,6 +122,8 @@ class Viewer:
         self._tokens: dict[int, tuple[Segment, int]] = {}
         self._images: Counter[str] = Counter()
         self._to_draw = trio.Event()
+        self._rest: list[Rect] = []  # what one update had no room for, to be sent before all else
+        self._rest_of = 0  # ... and the frame that it is of, which newer ones may have replaced
         self._update_ends: int | None = None
         self._update_serial = 0
         self._scope = trio.CancelScope()
@@ -406,6 +408,7 @@ class Viewer:
         self._reader = surface.join(credits, local=local)
         self._shown = surface
         self._marked = False
+        self._rest = []
         self._update_ends = None
         self._update_serial = 0
 
@@ -442,7 +445,7 @@ class Viewer:
                 shm.FLAG_FULL if frame.full else 0,
                 frame.rects,
             )
-            self._sent(frame)
+            self._sent(frame.serial)
         if reader.ready and not machine.may_lend():
             # Frames of an earlier surface use its credits, or its ACK is outstanding.
             reader.busy = True
@@ -481,13 +484,19 @@ class Viewer:
         frame = surface.pool.lend(reader)
         if frame is None:
             return
+        # What there was no room for comes first, else new damage would keep it waiting for ever.
+        begins = not self._rest
+        if begins:
+            self._rest_of = frame.serial
         most = encoding.FIRST_PIXELS if frame.full else encoding.UPDATE_PIXELS
-        rects, later = encoding.portion(frame.rects, most)
-        if later:
-            surface.pool.owe(reader, later)
+        rects, self._rest = encoding.portion(frame.rects if begins else self._rest, most)
+        owed = self._rest if begins else [*region.subtract(frame.rects, rects), *self._rest]
+        if owed:
+            surface.pool.owe(reader, owed)
+        whole = frame.full and not self._rest
         pieces: list[Piece] = []
         try:
-            pieces = await self._encoded(frame, rects, whole=frame.full and not later)
+            pieces = await self._encoded(frame, rects, whole=whole)
         finally:
             if reader is self._reader:
                 reader.busy = True  # until the client has it
@@ -496,11 +505,18 @@ class Viewer:
             return
         for piece in pieces:
             self._draw(piece)
-        if not later:
-            self._update_serial = frame.serial
-            self._sent(frame)
+        if not self._rest:
+            self._finish_frame(reader, frame.serial, owed=bool(owed))
         self._update_ends = self._machine.acks.sent
         self._pump()
+
+    def _finish_frame(self, reader: Reader, newest: int, *, owed: bool) -> None:
+        """All of a frame was sent, in one update or several; the ``newest`` too, if nothing is
+        ``owed`` of that."""
+        if owed and self._rest_of != newest:
+            reader.coalesced -= 1  # it was not, though newer ones came before all of it was sent
+        self._update_serial = self._rest_of if owed else newest
+        self._sent(self._update_serial)
 
     async def _encoded(self, frame: Frame, rects: list[Rect], *, whole: bool) -> list[Piece]:
         image_type = encoding.choose(
@@ -526,9 +542,9 @@ class Viewer:
             )
         )
 
-    def _sent(self, frame: Frame) -> None:
+    def _sent(self, serial: int) -> None:
         self._frames += 1
-        self._sent_serial = frame.serial
+        self._sent_serial = serial
         if not self._marked:
             self._marked = True
             self._machine.send(display.Mark())
