@@ -536,6 +536,38 @@ async def test_who_never_reads_costs_one_update(address: str) -> None:
                 pytest.fail("nothing was consumed")
 
 
+async def test_who_never_reads_is_told_of_no_surface_that_came_and_went(address: str) -> None:
+    """Surfaces that replace each other cost it nothing, and then it sees the last of them."""
+    truth = picture(300, 400)
+    async with spiceshm.serve(address) as server:
+        server.create_surface(400, 300).draw(truth)
+        async with looking(address, truth, caps=(3,)) as client:
+            await client.first()
+            [viewer] = server.viewers
+            await asked_again(lambda: viewer.stats.frames == 1)
+            surface = server.create_surface(400, 300)  # of this one it is told at once
+            surface.draw(truth)
+            await asked_again(lambda: viewer.stats.frames == 2)
+            before = viewer.stats.bytes_sent + unsent(viewer)
+            for step in range(20):
+                surface = server.create_surface(400, 300)
+                truth = picture(300, 400, step)
+                surface.draw(truth)
+                await trio.testing.wait_all_tasks_blocked()
+            assert viewer.stats.bytes_sent + unsent(viewer) == before
+            assert viewer.stats.frames == 2
+            with trio.fail_after(20):
+                while not isinstance(await client.next(), display.SurfaceDestroy):
+                    pass
+                while not isinstance(await client.next(), display.SurfaceDestroy):
+                    pass
+                await client.first()
+            assert client.sees(truth)
+            assert viewer.stats.frames == 3
+            with trio.fail_after(20):
+                await surface.consumed(surface.serial)
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

@@ -258,7 +258,10 @@ class Viewer:
         if machine.ready:
             surface = self._surface()
             if surface is not self._shown:
-                self._change(surface)
+                if self._is_behind:
+                    self._wait_for_no_more()
+                else:
+                    self._change(surface)
             elif surface is not None and machine.refusal and machine.shared:
                 self._hide()
                 self._change(surface)
@@ -451,6 +454,21 @@ class Viewer:
             reader.busy = True
 
     # Ordinary SPICE
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether it is still to read what it was sent of the surface that it is shown. It is told
+        of no other before, else each that comes and goes meanwhile would wait for it."""
+        if self._shown is None or self._machine.shared:
+            return False
+        ends = self._update_ends
+        return self._stream.pending or (ends is not None and not self._delivered(ends))
+
+    def _wait_for_no_more(self) -> None:
+        """Another surface is shown, of which this client hears later."""
+        surface, reader = self._shown, self._reader
+        if surface is not None and reader in surface.pool.readers:
+            surface.dismiss(reader)
 
     def _want_update(self, surface: Surface, reader: Reader) -> None:
         if self._update_ends is not None and self._delivered(self._update_ends):
