@@ -367,6 +367,28 @@ async def test_small_updates_are_encoded_at_once_but_not_in_the_producers_call(
                 assert threads == [threading.get_native_id()]
 
 
+async def test_small_updates_in_lz_are_not_encoded_where_others_wait(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few pixels they have, each takes its time."""
+    truth = picture(300, 400)
+    async with spiceshm.serve(address, compression="lz") as server:
+        surface = server.create_surface(400, 300)
+        surface.draw(truth)
+        async with looking(address, truth) as client:
+            await client.first()
+            await surface.consumed(surface.serial)
+            with slow_encoder(monkeypatch) as (go_on, threads):
+                go_on.set()
+                small = [(y, x, y + 12, x + 12) for y in (0, 50, 100) for x in (0, 50, 100)]
+                for top, left, bottom, right in small:
+                    truth[top:bottom, left:right] = picture(12, 12, left)
+                surface.draw(truth, small)
+                await client.until(truth)
+                assert threads
+                assert threading.get_native_id() not in threads
+
+
 async def test_threads_of_encoders_are_used_again_and_end_with_the_server(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

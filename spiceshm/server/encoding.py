@@ -49,7 +49,7 @@ FIRST_PIXELS = 1 << 24
 whole picture."""
 
 INLINE_PIXELS = 1 << 14
-"""So few pixels take less time than asking a thread would."""
+"""So few pixels take less time than asking a thread would, but for LZ."""
 
 _LEAST_PIXELS = 64
 """Fewer are not compressed."""
@@ -103,6 +103,16 @@ def choose(
     if wish == "lz4":
         return ImageType.LZ4 if can_lz4 else ImageType.LZ_RGB
     return ImageType.LZ_RGB if wish == "lz" else ImageType.BITMAP
+
+
+def is_quick(rects: Sequence[Rect], image_type: ImageType) -> bool:
+    """Whether encoding them takes so little time that nobody notices.
+
+    LZ takes a quarter of a millisecond for each picture, however small: an update of many small
+    ones would keep everybody else's frames waiting for longer than a frame lasts.
+    """
+    pixels = region.area(rects)
+    return pixels <= (_LEAST_PIXELS if image_type is ImageType.LZ_RGB else INLINE_PIXELS)
 
 
 # Cutting

@@ -488,7 +488,7 @@ class Viewer:
             surface, reader = self._shown, self._reader
             if surface is None or reader is None or not reader.local:
                 continue
-            if region.area(reader.damage) <= encoding.INLINE_PIXELS:
+            if encoding.is_quick(reader.damage, self._image_type):
                 await self._draw_update(surface, reader)
                 continue
             reader.busy = True  # nobody need draw for it while it waits for its turn
@@ -537,16 +537,20 @@ class Viewer:
         self._sent(self._update_serial)
 
     async def _encoded(self, frame: Frame, rects: list[Rect], *, whole: bool) -> list[Piece]:
-        image_type = encoding.choose(
+        image_type = self._image_type
+        work = partial(encoding.encode, frame.buffer.words, rects, image_type, whole=whole)
+        if encoding.is_quick(rects, image_type):
+            return work()
+        return await self._encoders.run(work)
+
+    @property
+    def _image_type(self) -> types.ImageType:
+        return encoding.choose(
             self._compression,
             local=self._stream.is_unix,
             knows_lz4=self._knows_lz4,
             preferred=self._preferred,
         )
-        work = partial(encoding.encode, frame.buffer.words, rects, image_type, whole=whole)
-        if region.area(rects) <= encoding.INLINE_PIXELS:
-            return work()
-        return await self._encoders.run(work)
 
     def _draw(self, piece: Piece) -> None:
         self._images[piece.name] += 1
