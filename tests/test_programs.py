@@ -332,9 +332,11 @@ def test_passwords(place: Path) -> None:
 @pytest.mark.parametrize("program", ["server", "client"])
 def test_password_files_that_hold_none(place: Path, program: str) -> None:
     contents = {"empty": b"", "newline": b"\nsecret", "long": b"x" * 61, "latin": b"\xff\xfe"}
+    contents["nul"] = b"sec\0ret\n"
     for name, data in contents.items():
         (place / name).write_bytes(data)
     files = [str(place / name) for name in [*contents, "missing", ""]]
+    files.append("/dev/zero")  # never ends
     outcomes = forked([(program, ["--password-file", file]) for file in files], place)
     for file, (status, out, err) in zip(files, outcomes, strict=True):
         assert (status, out) == (2, "")

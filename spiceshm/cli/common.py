@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -50,7 +49,8 @@ def read_password(path: str | None) -> str | None:
     variable = os.environ.get(PASSWORD)
     if path is not None:
         try:
-            first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
+            with open(path, encoding="utf-8") as file:  # it may be endless
+                first = file.readline(MAX_PASSWORD + 2).removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--password-file {path}: {reason(error)}") from None
         return _fits(first, f"--password-file {path}: its first line")
@@ -64,6 +64,8 @@ def _fits(password: str, what: str) -> str:
         raise UsageError(f"{what} must be UTF-8") from None
     if not 1 <= size <= MAX_PASSWORD:
         raise UsageError(f"{what} must have 1 to {MAX_PASSWORD} bytes")
+    if "\0" in password:
+        raise UsageError(f"{what} must have no NUL, where tickets end")
     return password
 
 
