@@ -129,3 +129,22 @@ async def test_it_stays_as_it_is_where_there_is_no_memory(tmp_path: Path) -> Non
                 await trio.sleep(0.001)
         assert display.surface is surface
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("can't start new thread")])
+async def test_it_stays_as_it_is_where_the_machine_has_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def run_sync(*_: object, **__: object) -> None:
+        raise failure
+
+    source = PatternSource(64, 48, fps=60)
+    async with spiceshm.serve(f"unix:{tmp_path}/s") as display, trio.open_nursery() as nursery:
+        await nursery.start(source.show, display)
+        surface = display.surface
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.to_thread, "run_sync", run_sync)
+            with pytest.raises(MemoryRefused, match=r"100x99: (no memory|can't start)"):
+                await source.resize(100, 99)
+        assert display.surface is surface
+        nursery.cancel_scope.cancel()

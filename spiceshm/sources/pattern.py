@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import trio
 
-from ..errors import SpiceShmError
+from ..errors import MemoryRefused, SpiceShmError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,7 +150,11 @@ class PatternSource:
         To be called while it is shown. Raises MemoryRefused if there is no memory for that.
         """
         make = partial(Pattern, width, height, full=self._full)
-        pattern = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        try:
+            pattern = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        except (RuntimeError, MemoryError) as error:  # no thread can be started, or no memory
+            why = str(error) or "no memory is left"
+            raise MemoryRefused(f"cannot make a pattern of {width}x{height}: {why}") from None
         self._surface = self._display.create_surface(width, height)
         self._pattern, self._number = pattern, 0
         self._draw()
