@@ -166,6 +166,40 @@ async def test_everybody_sees_the_size_that_one_wanted(address: str, program: Pr
         assert reader.shared
 
 
+async def test_who_got_its_wish_and_says_it_again_does_not_take_the_display_back(
+    address: str, program: Program
+) -> None:
+    """Viewers do so by themselves when another size is shown: two would never come to rest."""
+    async with shown(address, program), window(address) as one, window(address) as two:
+        await one.wants(80, 60)
+        assert await one.got_it()
+        await two.wants(90, 70)
+        assert await two.got_it()
+        await one.wants(80, 60)
+        assert not await one.got_it()
+        program.draw(100, 100)  # nor from the program
+        await two.wants(90, 70)
+        assert not await two.got_it()
+        assert program.asked == [(80, 60), (90, 70)]
+        await one.wants(81, 60)
+        assert await one.got_it()
+        await one.wants(80, 60)
+        assert await one.got_it()
+        assert program.asked == [(80, 60), (90, 70), (81, 60), (80, 60)]
+        await one.wants(80, 60)  # as it is
+        assert await one.got_it()
+
+
+async def test_a_wish_that_was_refused_may_be_said_again(address: str, program: Program) -> None:
+    async with shown(address, program), window(address) as viewer:
+        program.failure = SourceError("not now")
+        await viewer.wants(80, 60)
+        assert not await viewer.got_it()
+        program.failure = None
+        await viewer.wants(80, 60)
+        assert await viewer.got_it()
+
+
 async def test_the_size_that_there_is_is_not_asked_for(address: str, program: Program) -> None:
     async with shown(address, program), window(address) as viewer:
         await viewer.wants(WIDTH, HEIGHT)

@@ -3,6 +3,10 @@ program.
 
 Strategy: what counts is the newest wish of all clients. One task asks for it, so that a program
 that takes its time delays nobody's main channel; what is wished meanwhile waits, the newest of it.
+
+A viewer also says its wish again whenever it is shown another size than its window has, as if that
+was a mistake. So who got what it wished for, and says the same again, is not heard: else two of
+them with windows of different sizes would take the display from each other for ever.
 """
 
 from __future__ import annotations
@@ -49,7 +53,12 @@ class Sizes:
         self._wished = trio.Event()
 
     def wish(self, agent: Agent, width: int, height: int) -> None:
-        """From now on this is the newest wish; what another client waits for is refused."""
+        """From now on this is the newest wish, if it is one; what another client waits for is
+        refused."""
+        if agent.granted == (width, height):
+            agent.answer(ok=self._size() == agent.granted)
+            return
+        agent.granted = None
         if self._newest is not None and self._newest.agent is not agent:
             self._newest.agent.answer(ok=False)
         self._newest = _Asked(agent, width, height)
@@ -68,7 +77,10 @@ class Sizes:
             self._wished = trio.Event()
             asked, self._newest = self._newest, None
             if asked is not None:
-                asked.agent.answer(ok=await self._ask(*asked))
+                granted = await self._ask(*asked)
+                if granted:
+                    asked.agent.granted = (asked.width, asked.height)
+                asked.agent.answer(ok=granted)
 
     async def _ask(self, agent: Agent, width: int, height: int) -> bool:
         if self._size() == (width, height):
@@ -90,6 +102,8 @@ class Agent:
 
     def __init__(self, peer: str, sizes: Sizes) -> None:
         self.peer = peer
+        self.granted: tuple[int, int] | None = None
+        """The last wish, if that came true; whatever is shown by now."""
         self._machine = ServerAgent()
         self._sizes = sizes
         self._answered = trio.Event()

@@ -318,7 +318,8 @@ async def serve(
     ``resize`` is called with the width and height in pixels, each 1 to 16384, that a viewer would
     like, mostly because its window got that size; never with the size that there is, and never
     again before it returned, then with what was wished last. It makes a surface of that size, or of
-    another, or none. When it raises SourceError or MemoryRefused, that is refused and all stays as
+    another, or none. Who got its wish and says it again when another size is shown, as viewers do,
+    is not heard. When it raises SourceError or MemoryRefused, that is refused and all stays as
     it is; other errors end the server. Without ``resize``, and for clients of the ``view_only``
     addresses, viewers do not ask.
 
