@@ -563,7 +563,7 @@ async def test_who_never_reads_is_told_of_no_surface_that_came_and_went(address:
     truth = picture(300, 400)
     async with spiceshm.serve(address) as server:
         server.create_surface(400, 300).draw(truth)
-        async with looking(address, truth, caps=(3,)) as client:
+        async with looking(address, truth) as client:
             await client.first()
             [viewer] = server.viewers
             await asked_again(lambda: viewer.stats.frames == 1)
@@ -588,6 +588,29 @@ async def test_who_never_reads_is_told_of_no_surface_that_came_and_went(address:
             assert viewer.stats.frames == 3
             with trio.fail_after(20):
                 await surface.consumed(surface.serial)
+
+
+async def test_a_client_has_one_display_channel(address: str) -> None:
+    """Each may have a picture waiting to be sent, so that many would take all memory."""
+    truth = picture(100, 200)
+    async with spiceshm.serve(address) as server:
+        surface = server.create_surface(200, 100)
+        surface.draw(truth)
+        async with byhand.session(address) as session:
+            client = Looker(await session.open(ChannelType.DISPLAY), 100, 200)
+            await client.peer.put(display.DisplayInit(0, 0, 0, 0))
+            await client.first()
+            second = await session.open(ChannelType.DISPLAY)
+            assert await second.ended() == []
+            assert len(server.viewers) == 1
+            truth = picture(100, 200, 2)
+            surface.draw(truth)
+            await client.until(truth)
+            client.peer.close()
+            await asked_again(lambda: not server.viewers)
+            client = Looker(await session.open(ChannelType.DISPLAY), 100, 200)
+            await client.peer.put(display.DisplayInit(0, 0, 0, 0))
+            await client.until(truth)  # one at a time, as often as one likes
 
 
 def resident_bytes() -> int:

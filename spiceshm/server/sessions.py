@@ -30,7 +30,6 @@ HEARTBEAT_S = 1.0
 """A client that hears nothing for a few of these knows that something is wrong."""
 
 _MOUSE_MODES = MouseMode.SERVER | MouseMode.CLIENT
-_ONE_EACH = (ChannelType.INPUTS, ChannelType.CURSOR)
 
 
 class Session:
@@ -47,10 +46,10 @@ class Session:
     def channel(self, kind: ChannelType) -> Iterator[None]:
         """The block is one of the session's channels: it is cancelled when the session ends.
 
-        Raises RemoteProtocolError for a second inputs or cursor channel at a time: other servers
-        close it without a word.
+        Raises RemoteProtocolError for a second one of its kind at a time: other servers close it
+        without a word.
         """
-        if kind in _ONE_EACH and kind in self._channels.values():
+        if kind in self._channels.values():
             raise RemoteProtocolError("link_mess", "channel_type", "the session has one already")
         with trio.CancelScope() as scope:
             self._channels[scope] = kind
