@@ -17,8 +17,8 @@ import trio
 from spiceshm.errors import Disconnected
 from spiceshm.protocol import Channel, ClientInputs, ClientLink
 from spiceshm.transport import open_stream, parse_address
-from spiceshm.wire import Message, Sender, main
-from spiceshm.wire.types import ChannelType
+from spiceshm.wire import Message, Sender, agent, main
+from spiceshm.wire.types import ChannelType, MouseMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,3 +141,49 @@ async def session(address: str, password: bytes = b"") -> AsyncIterator[Client]:
         client = Client(address, stack, password)
         await client.begin()
         yield client
+
+
+class Window:
+    """A viewer's window: its main channel, on which it says how large it is."""
+
+    def __init__(self, client: Client) -> None:
+        self.main = client.main
+
+    async def begin(self) -> None:
+        await self.main.put(
+            main.AgentStart(0xFFFFFFFF), said(agent.AnnounceCapabilities(1, (0x00035077,)))
+        )
+        heard = await self.main.find(main.AgentData)
+        assert isinstance(heard, main.AgentData)
+        assert heard.data[20:] == agent.AnnounceCapabilities(0, (0x2006,)).packed
+
+    async def wants(self, width: int, height: int) -> None:
+        monitor = agent.Monitor(height, width, 32, 0, 0)
+        await self.main.put(said(agent.MonitorsConfig(0, (monitor,))))
+
+    async def got_it(self) -> bool:
+        """Wait for the answer to a wish; whether it was granted."""
+        heard = await self.main.find(main.AgentData)
+        assert isinstance(heard, main.AgentData)
+        reply = agent.Reply.parse(heard.data[20:])
+        assert reply.type == agent.MonitorsConfig.number
+        return reply.error == agent.REPLY_SUCCESS
+
+    async def is_served(self) -> None:
+        """Wait until the server has read all that was said, and answers."""
+        await self.main.put(main.MouseModeRequest(MouseMode.CLIENT))
+        await self.main.find(main.MouseMode)
+
+
+def said(body: agent.AgentRecord) -> main.ClientAgentData:
+    header = agent.AgentHeader(body.number, len(body.packed))
+    return main.ClientAgentData(header.packed + body.packed)
+
+
+@contextlib.asynccontextmanager
+async def window(address: str) -> AsyncIterator[Window]:
+    async with session(address) as client:
+        assert client.agent == (1, 10)
+        window = Window(client)
+        await window.begin()
+        yield window

@@ -17,6 +17,7 @@ from PIL import Image
 
 import spiceshm
 
+from . import byhand
 from .programs import DEADLINE, Program, environment, short_directory, until
 
 if TYPE_CHECKING:
@@ -122,13 +123,14 @@ def test_the_tests_of_a_program(place: Path) -> None:
 async def test_an_emulator_is_played_with(place: Path) -> None:
     square = (255, 200, 0)
     socket = place / "s"
+    width, height = 640, 480
     with Program(words("emulator.py", f"unix:{socket}"), surroundings()) as emulator:
         until(socket.exists)
         async with spiceshm.connect(f"unix:{socket}") as display:
 
             async def shown_at(x: int, y: int) -> None:
                 frame = await display.wait_change(timeout=DEADLINE)
-                picture = np.zeros((480, 640, 3), np.uint8)
+                picture = np.zeros((height, width, 3), np.uint8)
                 picture[y : y + 40, x : x + 40] = square
                 assert np.array_equal(frame.rgb(), picture)
 
@@ -138,6 +140,10 @@ async def test_an_emulator_is_played_with(place: Path) -> None:
             await shown_at(340, 180)
             await display.click(620, 70)  # it stays within the display
             await shown_at(600, 70)
+            async with byhand.window(f"unix:{socket}") as window:
+                await window.wants(500, 300)
+                width, height = 500, 300
+                await shown_at(460, 70)
             with contextlib.suppress(spiceshm.Disconnected):  # it may end before it can say so
                 await display.type("q")
         assert emulator.wait() == 0

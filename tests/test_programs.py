@@ -251,7 +251,7 @@ def test_what_a_server_with_a_password_says(place: Path) -> None:
             f"                        spicy --uri=spice+unix://{only}",
         ]
         assert server.line() == (
-            f"stock viewers ask for the password that is in {vv}, "
+            f"viewers ask for the password, but not those that open {vv}: it is in there; "
             "spiceshm-client reads SPICESHM_PASSWORD"
         )
 
@@ -326,7 +326,7 @@ def test_passwords(place: Path) -> None:
         result = look(server.address)
         assert result.returncode == 1
         assert "wrong or missing password" in one_line(result.stderr, "spiceshm-client")
-        assert server.errors.count("wrong password") == 3
+        assert server.errors.count("wrong password") == 2  # none is not a wrong one
 
 
 @pytest.mark.parametrize("program", ["server", "client"])

@@ -16,9 +16,10 @@ import trio
 import spiceshm
 from spiceshm.errors import MemoryRefused, SourceError
 from spiceshm.protocol import generate_key
-from spiceshm.wire import agent, main
-from spiceshm.wire.types import MAX_SIDE, MouseMode
+from spiceshm.wire import main
+from spiceshm.wire.types import MAX_SIDE
 from tests import byhand
+from tests.byhand import Window, window
 from tests.programs import DEADLINE, serving, short_directory
 
 if TYPE_CHECKING:
@@ -83,52 +84,6 @@ async def shown(address: str, program: Program, **more: object) -> AsyncIterator
         program.display = display
         program.draw(WIDTH, HEIGHT)
         yield display
-
-
-class Window:
-    """A viewer's window: its main channel, on which it says how large it is."""
-
-    def __init__(self, client: byhand.Client) -> None:
-        self.main = client.main
-
-    async def begin(self) -> None:
-        await self.main.put(
-            main.AgentStart(0xFFFFFFFF), said(agent.AnnounceCapabilities(1, (0x00035077,)))
-        )
-        heard = await self.main.find(main.AgentData)
-        assert isinstance(heard, main.AgentData)
-        assert heard.data[20:] == agent.AnnounceCapabilities(0, (0x2006,)).packed
-
-    async def wants(self, width: int, height: int) -> None:
-        monitor = agent.Monitor(height, width, 32, 0, 0)
-        await self.main.put(said(agent.MonitorsConfig(0, (monitor,))))
-
-    async def got_it(self) -> bool:
-        """Wait for the answer to a wish; whether it was granted."""
-        heard = await self.main.find(main.AgentData)
-        assert isinstance(heard, main.AgentData)
-        reply = agent.Reply.parse(heard.data[20:])
-        assert reply.type == agent.MonitorsConfig.number
-        return reply.error == agent.REPLY_SUCCESS
-
-    async def is_served(self) -> None:
-        """Wait until the server has read all that was said, and answers."""
-        await self.main.put(main.MouseModeRequest(MouseMode.CLIENT))
-        await self.main.find(main.MouseMode)
-
-
-def said(body: agent.AgentRecord) -> main.ClientAgentData:
-    header = agent.AgentHeader(body.number, len(body.packed))
-    return main.ClientAgentData(header.packed + body.packed)
-
-
-@contextlib.asynccontextmanager
-async def window(address: str) -> AsyncIterator[Window]:
-    async with byhand.session(address) as client:
-        assert client.agent == (1, 10)
-        window = Window(client)
-        await window.begin()
-        yield window
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -241,7 +196,11 @@ async def test_back_to_the_size_that_there_was_meanwhile(address: str, program: 
 
 
 async def test_of_two_viewers_the_last_one_wins(address: str, program: Program) -> None:
-    async with shown(address, program), window(address) as one, window(address) as other:
+    async with (
+        shown(address, program),
+        window(address) as one,
+        window(address) as other,
+    ):
         program.gate = trio.Event()
         await one.wants(100, 100)
         await eventually(lambda: program.asked)
@@ -355,7 +314,11 @@ async def test_without_a_callback_there_is_no_agent(address: str) -> None:
 async def test_a_breach_ends_that_viewer_alone(
     address: str, program: Program, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with shown(address, program), window(address) as good, window(address) as bad:
+    async with (
+        shown(address, program),
+        window(address) as good,
+        window(address) as bad,
+    ):
         await bad.main.put(main.ClientAgentData(b"short"))
         await bad.main.ended()
         await good.wants(100, 100)
@@ -367,7 +330,11 @@ async def test_a_breach_ends_that_viewer_alone(
 
 async def test_who_floods_with_wishes_delays_nobody(address: str, program: Program) -> None:
     """It has ten tokens, gets more as its messages are read, and one wish is kept."""
-    async with shown(address, program), window(address) as viewer, window(address) as other:
+    async with (
+        shown(address, program),
+        window(address) as viewer,
+        window(address) as other,
+    ):
         program.gate = trio.Event()
         for side in range(100, 400, 5):
             for more in range(5):

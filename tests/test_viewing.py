@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from spiceshm.cli import viewing
 from spiceshm.cli.common import UsageError
 from spiceshm.cli.viewing import commands, connection_file
 from spiceshm.errors import SpiceShmError
 from spiceshm.transport import UnixAddress, parse_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -47,7 +49,33 @@ def test_what_it_says(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_every_address_of_this_machine_goes_by_its_name(tmp_path: Path) -> None:
+@pytest.fixture
+def known_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this machine's name lead to an address."""
+
+    def know(address: str) -> None:
+        viewing._own_name.cache_clear()
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+
+    return know
+
+
+def test_a_name_that_only_this_machine_knows_is_no_name(known_as: Callable[[str], None]) -> None:
+    """Many know theirs as 127.0.1.1: then it is an address of ours, if there is one."""
+    known_as("127.0.1.1")
+    ours, *_ = commands(parse_address("tcp:0.0.0.0:5930"), password_file=None, vv=None)
+    host = ours[-1].removeprefix("tcp:").removesuffix(":5930")
+    if host != socket.gethostname():  # there is a network
+        assert not host.startswith("127.")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((host, 0))
+
+
+def test_every_address_of_this_machine_goes_by_its_name(
+    tmp_path: Path, known_as: Callable[[str], None]
+) -> None:
+    known_as("192.0.2.7")
     for listened in ("tcp:0.0.0.0:5930", "tcp:[::]:5930"):
         with file_for(tmp_path / "a.vv", listened):
             text = (tmp_path / "a.vv").read_text()

@@ -177,10 +177,9 @@ async def test_what_the_output_refuses_is_undone(
 async def test_xvfb_has_one_size(stack: contextlib.ExitStack) -> None:
     with xvfb(640, 480, 24) as display:
         look = looking(stack, display)
-        with pytest.raises(SourceError, match=f"^X display {display} has one size only$"):
-            await resize(display, 320, 200)
-        with pytest.raises(SourceError, match="can be 1x1 to 640x480 pixels"):
-            await resize(display, 641, 480)
+        for size in ((320, 200), (641, 480)):
+            with pytest.raises(SourceError, match=f"^X display {display} has one size only$"):
+                await resize(display, *size)
         assert look.size == (640, 480)
         assert look.our_modes == []
 

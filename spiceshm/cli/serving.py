@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -66,8 +67,9 @@ def _password(arguments: argparse.Namespace) -> str | None:
 
 
 class Source(NamedTuple):
-    """What is served."""
+    """What is served: for viewers' windows its name, for who reads it in so many words."""
 
+    title: str
     words: str
     show: Callable[..., Awaitable[None]]
     """Shows it on a `Display` for ever; to be started, it tells when there is a surface."""
@@ -87,14 +89,17 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
 
         async with XDesktop.open(arguments.display) as desktop:
             show = partial(desktop.show, fps=fps)
-            yield Source(str(desktop), show, desktop.play, desktop.resize)
+            yield Source(
+                f"X display {desktop.name}", str(desktop), show, desktop.play, desktop.resize
+            )
     elif arguments.source == "xvfb":
         from ..sources.xvfb import open_own_desktop
 
         width, height = arguments.surface or DESKTOP_SURFACE
         async with open_own_desktop(width, height) as (xvfb, desktop):
             show = partial(desktop.show, fps=fps)
-            yield Source(f"Xvfb, {desktop}", show, desktop.play, desktop.resize, xvfb)
+            title, words = f"X display {desktop.name}", f"Xvfb, {desktop}"
+            yield Source(title, words, show, desktop.play, desktop.resize, xvfb)
     else:
         from ..sources.pattern import PatternSource
 
@@ -102,7 +107,7 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
         full = arguments.damage == "full"
         pattern = PatternSource(width, height, fps=fps, full=full)
         words = f"test pattern {width}x{height}"
-        yield Source(words, pattern.show, resize=pattern.resize)
+        yield Source("test pattern", words, pattern.show, resize=pattern.resize)
 
 
 async def _serve(name: str, arguments: argparse.Namespace) -> int:
@@ -158,6 +163,8 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
         viewers = [viewer.stats for viewer in display.viewers]
         if arguments.stats_json:
             summary = {
+                "width": display.surface.width if display.surface else 0,
+                "height": display.surface.height if display.surface else 0,
                 "serial": serial,
                 "fps": fps,
                 "shm_bytes": display.shm_bytes,
@@ -165,11 +172,14 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
             }
             print(json.dumps({**summary, "clients": [asdict(v) for v in viewers]}), flush=True)
         if arguments.stats:
-            print(_table(viewers, fps, display.shm_bytes), file=sys.stderr, flush=True)
+            print(_table(display, viewers, fps), file=sys.stderr, flush=True)
 
 
-def _table(viewers: Sequence[ViewerStats], fps: float, shm_bytes: int) -> str:
-    lines = [f"{fps:.1f} frames/s, {shm_bytes / 1e6:.1f} MB shared, {len(viewers)} clients"]
+def _table(display: Display, viewers: Sequence[ViewerStats], fps: float) -> str:
+    surface = display.surface
+    size = f"{surface.width}x{surface.height}, " if surface else ""
+    shared = display.shm_bytes / 1e6
+    lines = [f"{size}{fps:.1f} frames/s, {shared:.1f} MB shared, {len(viewers)} clients"]
     if viewers:
         lines.append(
             "    frames coalesced   lag  held   held s       sent B  how     "
@@ -191,9 +201,10 @@ async def _connection_file(
     """The block has the file that --write-vv wants, if it wants one."""
     with contextlib.ExitStack() as stack:
         if arguments.write_vv is not None:
+            title = f"{source.title} of {socket.gethostname()}"
             stack.enter_context(
                 connection_file(
-                    arguments.write_vv, _places(display), title=source.words, password=password
+                    arguments.write_vv, _places(display), title=title, password=password
                 )
             )
         yield
@@ -233,15 +244,16 @@ def _announce(
     if source.xvfb is not None:
         where = f"DISPLAY={source.xvfb.name} XAUTHORITY={source.xvfb.xauthority}"
         lines.append(f"for further programs on it:  export {where}")
-    print("\n".join(lines), flush=True)
+    # Beside objects for a program this would be in their way.
+    print("\n".join(lines), file=sys.stderr if arguments.stats_json else sys.stdout, flush=True)
 
 
 def _about_the_password(arguments: argparse.Namespace) -> str:
-    words = "stock viewers ask for the password"
+    words = "viewers ask for the password"
     if arguments.write_vv is not None:
-        words += f" that is in {arguments.write_vv}"
+        words += f", but not those that open {arguments.write_vv}: it is in there"
     if arguments.password_file is None:
-        words += f", spiceshm-client reads {PASSWORD}"
+        words += f"; spiceshm-client reads {PASSWORD}"
     return words
 
 

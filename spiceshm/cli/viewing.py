@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shlex
 import socket
 import stat
 import tempfile
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import SpiceShmError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _GROUP = "[virt-viewer]\n"
 _EVERY_ADDRESS = ("0.0.0.0", "::")
+_ELSEWHERE = ("192.0.2.1", 9)
+"""An address for documentation (RFC 5737): what leads there leads out. Nothing is sent."""
 
 
 def commands(place: Address, *, password_file: str | None, vv: str | None) -> list[list[str]]:
@@ -138,7 +142,25 @@ def _escaped(value: str) -> str:
 
 
 def _seen_from_outside(place: Address) -> Address:
-    """Where every address of this machine is listened on: its name."""
+    """Where every address of this machine is listened on: what others know it by."""
     if isinstance(place, TcpAddress) and place.host in _EVERY_ADDRESS:
-        return replace(place, host=socket.gethostname())
+        return replace(place, host=_own_name())
     return place
+
+
+@cache
+def _own_name() -> str:
+    """This machine's name, or its address where it knows that name only for itself."""
+    name = socket.gethostname()
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        found = set()
+    if any(not ipaddress.ip_address(address).is_loopback for address in map(str, found)):
+        return name
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(_ELSEWHERE)
+        except OSError:
+            return name
+        return str(sock.getsockname()[0])

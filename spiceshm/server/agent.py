@@ -50,6 +50,7 @@ class Sizes:
         self._size = size
         self._why_not = why_not
         self._newest: _Asked | None = None
+        self._has_refused = False
         self._wished = trio.Event()
 
     def wish(self, agent: Agent, width: int, height: int) -> None:
@@ -92,8 +93,12 @@ class Sizes:
             except (SourceError, MemoryRefused) as error:
                 why = str(error)
             else:
+                log.info("%s: would like %dx%d, done", agent.peer, width, height)
                 return True
-        log.info("%s: would like %dx%d, refused: %s", agent.peer, width, height, why)
+        # A window is not only resized once: the first time is enough to know why nothing happens.
+        level = logging.INFO if self._has_refused else logging.WARNING
+        self._has_refused = True
+        log.log(level, "%s: would like %dx%d, refused: %s", agent.peer, width, height, why)
         return False
 
 

@@ -81,7 +81,7 @@ def check_wish(wish: CompressionWish) -> None:
     if wish not in ("auto", "raw", "lz4", "lz"):
         raise ValueError(f"compression is {wish!r}, not auto, raw, lz4 or lz")
     if wish == "lz4" and not codecs.lz4.AVAILABLE:
-        raise SpiceShmError("lz4 is not installed; try pip install spiceshm[lz4]")
+        raise SpiceShmError("lz4 is not installed; try pip install 'spiceshm[lz4]'")
 
 
 def choose(

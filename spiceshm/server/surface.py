@@ -104,7 +104,8 @@ class Surface:
         """Copy ``rects`` of an array (height, width, 4) of uint8 and show them; returns the serial.
 
         ``rects`` is "all" or rectangles (top, left, bottom, right). The array stays yours. Raises
-        ValueError if its shape or a rectangle does not fit the surface.
+        ValueError if its shape or a rectangle does not fit the surface, SpiceShmError once the
+        surface was replaced or closed.
         """
         wanted = (self.pool.height, self.pool.width, 4)
         if not isinstance(pixels, np.ndarray):
@@ -121,7 +122,9 @@ class Surface:
     def frame(self, damage: Damage = "all") -> Drawing:
         """A frame to draw yourself, as a context manager; see `Drawing`.
 
-        ``damage`` names what you are about to draw: all of it must be drawn, nothing else.
+        ``damage`` names what you are about to draw: all of it must be drawn, nothing else. Raises
+        ValueError if it does not fit the surface, SpiceShmError while another frame is drawn and
+        once the surface was replaced or closed.
         """
         self._check_open()
         if self._drawing is not None:
@@ -186,7 +189,8 @@ class Surface:
     def pace(self, fps: float) -> Pace:
         """``async for _ in surface.pace(60)``: that many steps a second, the first at once.
 
-        Steps that could not be made in time are left out, not made up for. Raises ValueError for
+        Steps that could not be made in time are left out, not made up for. It goes on when the
+        surface is replaced, for who draws on the next one then. Raises ValueError for
         a number that is not above 0.
         """
         return Pace(fps)

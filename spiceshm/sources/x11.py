@@ -85,6 +85,11 @@ class XDesktop:
                 log.warning("%s: clients see no pointer", error)
             yield cls(screen, input, cursor, cookie)
 
+    @property
+    def name(self) -> str:
+        """The X display, as ``:5``."""
+        return self._screen.name
+
     def __str__(self) -> str:
         screen = self._screen
         return f"X display {screen.name} {screen.width}x{screen.height} depth {screen.depth}"

@@ -67,16 +67,16 @@ class XRandr(XConnection):
 
     def _set(self, width: int, height: int) -> None:
         core, randr = self._connection.core, self._randr
-        limits = randr.GetScreenSizeRange(self._root).reply()
-        most = (limits.max_width, limits.max_height)
-        least = (limits.min_width, limits.min_height)
-        if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
-            raise self._cannot("can be {}x{} to {}x{} pixels".format(*least, *most))
         resources = randr.GetScreenResourcesCurrent(self._root).reply()
         output, info = self._only_output(resources)
         modes = {mode.id: mode for mode in resources.modes}
         if len(info.modes) == 1 and not modes[info.modes[0]].dot_clock:
             raise self._cannot("has one size only")
+        limits = randr.GetScreenSizeRange(self._root).reply()
+        most = (limits.max_width, limits.max_height)
+        least = (limits.min_width, limits.min_height)
+        if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
+            raise self._cannot("can be {}x{} to {}x{} pixels".format(*least, *most))
         geometry = core.GetGeometry(self._root).reply()
         old = (geometry.width, geometry.height)
         fitting = [m for m in info.modes if (modes[m].width, modes[m].height) == (width, height)]

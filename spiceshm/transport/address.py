@@ -128,6 +128,8 @@ def _tcp(text: str, rest: str) -> TcpAddress:
     except ValueError:
         raise _bad(text, "names no host") from None
     lowest = 0 if text.startswith("tcp:") else 1
+    if not port and name and name.isdigit():
+        raise _bad(text, "has no host")
     if not port or len(port) > 5 or not lowest <= int(port) <= 65535:
         raise _bad(text, "has no port in 1..65535")
     return TcpAddress((number or name).lower(), int(port))
