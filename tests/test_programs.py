@@ -313,6 +313,7 @@ def test_passwords(place: Path) -> None:
     files = {"right": "secret", "wrong": "Secret", "line": "secret\nand more", "long": "x" * 60}
     for name, text in files.items():
         (place / name).write_text(text)
+        (place / name).chmod(0o600)
     right = str(place / "right")
     with serving("--surface", "64x48", "--password-file", right) as server:
         for name, status in (("right", 0), ("line", 0), ("wrong", 1), ("long", 1)):
@@ -327,6 +328,13 @@ def test_passwords(place: Path) -> None:
         assert result.returncode == 1
         assert "wrong or missing password" in one_line(result.stderr, "spiceshm-client")
         assert server.errors.count("wrong password") == 2  # none is not a wrong one
+        assert "chmod" not in server.errors
+        (place / "right").chmod(0o604)
+        result = look("--password-file", right, server.address)
+        assert result.returncode == 0
+        assert one_line(result.stderr, "spiceshm-client").startswith(
+            f"--password-file {right}: others may read or write it"
+        )
 
 
 @pytest.mark.parametrize("program", ["server", "client"])

@@ -577,7 +577,7 @@ async def test_a_second_channel_is_closed_and_the_first_goes_on(
         second = await client.open(kind)
         assert await second.ended() == []
         [line] = warnings(caplog)
-        assert line.endswith("channel closed: link_mess: channel_type: the session has one already")
+        assert line.endswith("channel closed: link_mess: channel_type: the session has 1 already")
         display.set_locks(1)
         display.set_cursor(shape())
         await first.find(inputs.KeyModifiers if kind is INPUTS else cursor.CursorSet)

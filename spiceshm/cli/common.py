@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from .options import DISCONNECTED, FAILED, NOT_SHARED, TIMEOUT, USAGE, nobody_re
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+log = logging.getLogger("spiceshm.cli")
 
 
 class UsageError(Exception):
@@ -51,9 +54,13 @@ def read_password(path: str | None) -> str | None:
         try:
             with open(path, encoding="utf-8") as file:  # it may be endless
                 first = file.readline(MAX_PASSWORD + 2).removesuffix("\n")
+                mode = os.fstat(file.fileno()).st_mode
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--password-file {path}: {reason(error)}") from None
-        return _fits(first, f"--password-file {path}: its first line")
+        password = _fits(first, f"--password-file {path}: its first line")
+        if stat.S_ISREG(mode) and mode & 0o077:
+            log.warning("--password-file %s: others may read or write it; try chmod 600", path)
+        return password
     return None if variable is None else _fits(variable, PASSWORD)
 
 

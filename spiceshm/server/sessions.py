@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 1.0
 """A client that hears nothing for a few of these knows that something is wrong."""
 
+MOST_DISPLAYS = 4
+"""Display channels of a session: each may have a whole picture waiting to be sent. Our own client
+has one more for each task that looks while a loop over frames stands still."""
+
 _MOUSE_MODES = MouseMode.SERVER | MouseMode.CLIENT
 
 
@@ -46,11 +50,13 @@ class Session:
     def channel(self, kind: ChannelType) -> Iterator[None]:
         """The block is one of the session's channels: it is cancelled when the session ends.
 
-        Raises RemoteProtocolError for a second one of its kind at a time: other servers close it
+        Raises RemoteProtocolError for one too many of its kind at a time: other servers close it
         without a word.
         """
-        if kind in self._channels.values():
-            raise RemoteProtocolError("link_mess", "channel_type", "the session has one already")
+        most = MOST_DISPLAYS if kind is ChannelType.DISPLAY else 1
+        if list(self._channels.values()).count(kind) >= most:
+            why = f"the session has {most} already"
+            raise RemoteProtocolError("link_mess", "channel_type", why)
         with trio.CancelScope() as scope:
             self._channels[scope] = kind
             try:

@@ -363,6 +363,7 @@ async def test_remote_viewer_opens_the_connection_file(place: Path, listen: str)
     """It shows our pixels, with a ticket that is hard to write down, and asks for nothing."""
     vv, ticket, truth = place / "desk top.vv", place / "ticket", np.zeros((480, 640, 4), np.uint8)
     ticket.write_text("  #;=\\s\\t\"ä ' ")
+    ticket.chmod(0o600)
     Pattern(WIDTH, HEIGHT).paint(truth, 0)
     words = ["--surface", f"{WIDTH}x{HEIGHT}", "--fps", "0.001", "--write-vv", str(vv)]
     words += ["--password-file", str(ticket)]
