@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,10 @@ from tests.programs import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# A shell makes what it runs in the background ignore Ctrl-C, and so all that we start would.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRED = os.environ.get("SPICESHM_REQUIRE_PEERS") == "1"
 

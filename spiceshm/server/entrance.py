@@ -162,10 +162,10 @@ class Entrance:
         right = await self._is_right(stream, ticket)
         session = self._sessions.get(mess.connection_id)
         if not right:
-            if ticket.text:
-                log.warning("%s: wrong password", stream.peer)
-            else:
+            if ticket.text == b"":
                 log.info("%s: no password; its viewer may ask for it now", stream.peer)
+            else:
+                log.warning("%s: wrong password", stream.peer)
             link.finish(LinkError.PERMISSION_DENIED)
         elif mess.channel_type == ChannelType.MAIN and mess.connection_id:
             log.warning("%s: asks for a migrated session, there are none", stream.peer)
@@ -186,9 +186,9 @@ class Entrance:
         """Whether a ticket lets its client in, known after the time that guessing costs."""
         if self._password is None:
             return ticket.text is not None
-        if not ticket.text:  # no guess: viewers try that before they ask
+        if ticket.text == b"":  # no guess: viewers try that before they ask
             return False
-        right = hmac.compare_digest(ticket.text, self._password)
+        right = hmac.compare_digest(ticket.text or b"", self._password)
         wait = self._wrong_tickets.judge(stream.host(), right=right, now=trio.current_time())
         if wait:
             await trio.sleep(wait)
