@@ -425,7 +425,7 @@ class Scene:
     async def alone(self) -> None:
         """Wait until the server has forgotten everybody but the bystanders."""
         good = len(self.bystanders)
-        await eventually(lambda: self.server._connections <= 2 * good)
+        await eventually(lambda: self.server._entrance.connections <= 2 * good)
         assert len(self.server.viewers) == good
         assert len(self.server._sessions) == good
         pool = self.surface.pool

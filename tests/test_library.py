@@ -502,7 +502,7 @@ async def test_as_many_clients_as_are_wanted(address: str) -> None:
                     async with spiceshm.connect(address):
                         pass
             with trio.fail_after(10):
-                while display._connections:
+                while display._entrance.connections:
                     await trio.sleep(0.001)
 
 

@@ -582,7 +582,7 @@ async def test_a_second_channel_is_closed_and_the_first_goes_on(
         display.set_cursor(shape())
         await first.find(inputs.KeyModifiers if kind is INPUTS else cursor.CursorSet)
         first.close()
-        await eventually(lambda: display._connections == 1)
+        await eventually(lambda: display._entrance.connections == 1)
         await (await client.open(kind)).find(init)  # one at a time, as often as one likes
 
 

@@ -24,6 +24,7 @@ from .viewing import commands, connection_file, for_stock_viewers, in_lines
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from ..server.agent import Resize
     from ..server.inputs import Play
@@ -129,16 +130,16 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
             compression=arguments.compression,
             max_clients=arguments.max_clients,
         ) as display,
-        _connection_file(arguments, display, source, password),
     ):
-        async with open_nursery() as nursery:
-            await nursery.start(source.show, display)
-            _announce(name, display, source, arguments, password is not None)
-            if arguments.stats or arguments.stats_json:
-                nursery.start_soon(_report, display, arguments)
-            if source.xvfb is not None and arguments.command:
-                status = await _run(name, source.xvfb, arguments.command)
-                nursery.cancel_scope.cancel()
+        with _connection_file(arguments, display, source, password):
+            async with open_nursery() as nursery:
+                await nursery.start(source.show, display)
+                _announce(name, display, source, arguments, password is not None)
+                if arguments.stats or arguments.stats_json:
+                    nursery.start_soon(_report, display, arguments)
+                if source.xvfb is not None and arguments.command:
+                    status = await _run(name, source.xvfb, arguments.command)
+                    nursery.cancel_scope.cancel()
     return status
 
 
@@ -194,20 +195,14 @@ def _table(display: Display, viewers: Sequence[ViewerStats], fps: float) -> str:
     return "\n".join(lines)
 
 
-@contextlib.asynccontextmanager
-async def _connection_file(
+def _connection_file(
     arguments: argparse.Namespace, display: Display, source: Source, password: str | None
-) -> AsyncIterator[None]:
+) -> AbstractContextManager[None]:
     """The block has the file that --write-vv wants, if it wants one."""
-    with contextlib.ExitStack() as stack:
-        if arguments.write_vv is not None:
-            title = f"{source.title} of {socket.gethostname()}"
-            stack.enter_context(
-                connection_file(
-                    arguments.write_vv, _places(display), title=title, password=password
-                )
-            )
-        yield
+    if arguments.write_vv is None:
+        return contextlib.nullcontext()
+    title = f"{source.title} of {socket.gethostname()}"
+    return connection_file(arguments.write_vv, _places(display), title=title, password=password)
 
 
 def _places(display: Display) -> list[Address]:

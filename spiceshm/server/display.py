@@ -178,10 +178,6 @@ class Display:
 
     # Connections
 
-    @property
-    def _connections(self) -> int:
-        return self._entrance.connections
-
     async def handle(self, stream: Stream, *, view_only: bool = False) -> None:
         """Serve one connection to its end. Whatever a peer does ends here, in one log line.
 
@@ -326,8 +322,7 @@ async def serve(
     Raises AddressError for what is no address, ListenError for one that cannot be listened on,
     ValueError for a password that is too long or beside ``no_auth``, for ``max_clients`` below 1 or
     a ``compression`` that there is not, SpiceShmError for ``compression="lz4"`` without its
-    package. At the end of the block every connection is
-    closed.
+    package. At the end of the block every connection is closed.
     """
     places = [parse_address(text) for text in addresses] or [default_address()]
     others = [parse_address(text) for text in view_only]
