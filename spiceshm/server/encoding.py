@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import trio
@@ -59,8 +58,6 @@ _NICENESS = 5
 _THREAD_NAME = "spiceshm-encode"
 
 T = TypeVar("T")
-
-_Jobs: TypeAlias = "queue.SimpleQueue[Callable[[], None] | None]"
 
 
 class Piece(NamedTuple):
@@ -202,62 +199,33 @@ class Encoders:
     """What all clients of a server share: who has a ``turn`` may `run` something in a thread.
 
     The threads stay until `close`: starting one keeps who starts it waiting until it runs, which on
-    a machine with much to do is longer than most encoding takes.
+    a machine with much to do is longer than most encoding takes. They are none of trio's, for they
+    keep their low priority.
     """
 
     def __init__(self) -> None:
-        self.turn = trio.CapacityLimiter(most_threads())
-        self._idle: list[_Jobs] = []
-        self._closed = False
+        most = most_threads()
+        self.turn = trio.CapacityLimiter(most)
+        self._threads = ThreadPoolExecutor(most, _THREAD_NAME, _lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises, done in a thread. It is waited for in any case.
 
         Raises MemoryError where no thread can be started.
         """
-        done, future = trio.Event(), Future[T]()
-        token = trio.lowlevel.current_trio_token()
-
-        def do() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-            token.run_sync_soon(done.set)
-
-        jobs = self._idle.pop() if self._idle else _start_thread()
-        jobs.put(do)
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+        try:
+            future = self._threads.submit(work)
+        except RuntimeError as error:
+            raise MemoryError(str(error)) from None
+        future.add_done_callback(lambda _: token.run_sync_soon(done.set))
         with trio.CancelScope(shield=True):
             await done.wait()
-        if self._closed:
-            jobs.put(None)
-        else:
-            self._idle.append(jobs)
         return future.result()
 
     def close(self) -> None:
         """The threads end, those that are at work as soon as that is done."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().put(None)
-
-
-def _start_thread() -> _Jobs:
-    """A thread that does what is put into the queue, up to None. It is not one of trio's, for it
-    keeps the low priority. Raises MemoryError."""
-    jobs: _Jobs = queue.SimpleQueue()
-    try:
-        threading.Thread(target=_work, args=(jobs,), name=_THREAD_NAME, daemon=True).start()
-    except RuntimeError as error:
-        raise MemoryError(str(error)) from None
-    return jobs
-
-
-def _work(jobs: _Jobs) -> None:
-    _lower_priority()
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # while it waits for the next one the memory of this one is not kept
+        self._threads.shutdown(wait=False)
 
 
 def most_threads() -> int:
