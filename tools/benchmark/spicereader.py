@@ -49,6 +49,18 @@ _OWN = {
 }
 
 
+def exactly(connection: socket.socket, size: int) -> bytearray:
+    """So many bytes that a server sends. Raises Failed where it ends before."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = connection.recv_into(view, 0, socket.MSG_WAITALL)
+        if not count:
+            raise Failed("the server closed the connection")
+        view = view[count:]
+    return data
+
+
 class _Base(NamedTuple):
     """Where a message draws; ``end`` is where its own fields begin."""
 
@@ -69,7 +81,7 @@ class _Channel:
         while not link.done:
             if data := link.data_to_send():
                 self._socket.sendall(data)
-            link.receive_data(bytes(self._exactly(link.bytes_wanted)))
+            link.receive_data(bytes(exactly(self._socket, link.bytes_wanted)))
         if not link.mini:
             raise Failed("the server has no mini headers")
         self.received_bytes = 0
@@ -77,8 +89,8 @@ class _Channel:
 
     def next(self) -> tuple[int, bytearray]:
         """The next message, a number and a body. PING and SET_ACK are answered."""
-        number, size = _HEADER.unpack(self._exactly(_HEADER.size))
-        body = self._exactly(size)
+        number, size = _HEADER.unpack(exactly(self._socket, _HEADER.size))
+        body = exactly(self._socket, size)
         self.received_bytes += _HEADER.size + size
         if number == Ping.number:
             ping = Ping.parse(body)
@@ -99,16 +111,6 @@ class _Channel:
         packed = [(one.number, one.packed) for one in messages]
         parts = [_HEADER.pack(number, len(body)) + body for number, body in packed]
         self._socket.sendall(b"".join(parts))
-
-    def _exactly(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
-            if not count:
-                raise Failed("the server closed the connection")
-            view = view[count:]
-        return data
 
 
 class SpiceReader:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .contents import MARKS
 from .process import Failed
-from .spicereader import SOON_S
+from .spicereader import SOON_S, exactly
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,15 +155,9 @@ class VncReader:
         return length
 
     def _exactly(self, size: int) -> bytes:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
-            if not count:
-                raise Failed("the server closed the connection")
-            view = view[count:]
+        data = bytes(exactly(self._socket, size))
         self.received_bytes += size
-        return bytes(data)
+        return data
 
     # Drawing
 
