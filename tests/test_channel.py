@@ -6,9 +6,11 @@ message by message; the reader gets its streams whole, byte by byte and with a p
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import struct
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -26,11 +28,13 @@ from spiceshm.protocol import (
     State,
 )
 from spiceshm.protocol.channel import CLIENT_MESSAGE_LIMIT, SERVER_MESSAGE_LIMIT
+from spiceshm.protocol.display import MAX_SURFACES
 from spiceshm.wire import MESSAGES, Message, Sender, base, cursor, display, inputs, main, shm, types
 from tests import pair
 from tests.pair import ConnectionPair, framed, sent
 
 EXAMPLES = pair.examples()
+DRAWING = get_args(display.Drawing)
 KINDS = sorted(MESSAGES.values(), key=lambda kind: (kind.channel, kind.sender.value, kind.number))
 STATES = [(channel, state) for channel, table in TABLES.items() for state in table]
 CHANNELS = list(TABLES)
@@ -68,11 +72,15 @@ def ends_at(channel: str, state: State, kind: type[Message] | None = None) -> Co
 
 def fitting(kind: type[Message], state: State) -> Message:
     """A message of a kind whose numbers fit what `pair.at` left in ``state``."""
+    surface = 3 if state is State.ORDINARY_EMPTY else 0
+    if kind in DRAWING:
+        return dataclasses.replace(EXAMPLES[kind][0], surface_id=surface)  # type: ignore[type-var]
     fits: dict[type[Message], Message] = {
         display.SurfaceCreate: pair.create(7 if state is State.ORDINARY else 0),
-        display.SurfaceDestroy: display.SurfaceDestroy(3 if state is State.ORDINARY_EMPTY else 0),
-        display.DrawCopy: pair.draw(3 if state is State.ORDINARY_EMPTY else 0),
-        display.DrawFill: pair.fill(3 if state is State.ORDINARY_EMPTY else 0),
+        display.SurfaceDestroy: display.SurfaceDestroy(surface),
+        display.StreamCreate: dataclasses.replace(
+            EXAMPLES[display.StreamCreate][0], surface_id=surface
+        ),
         shm.ShmOffer: pair.offer_of(9, handle=shm.HANDLE_FILE),
         shm.ShmDamage: pair.damage(6),
         shm.SurfaceCreateShm: pair.create_shm(),
@@ -185,22 +193,34 @@ def test_off_screen_surfaces_change_no_state() -> None:
 def test_surfaces_are_counted_and_known() -> None:
     with pair.DisplayPair(shareable=False) as joined:
         joined.init()
-        joined.server_sends(*(pair.create(n) for n in range(16)))
-        for wrong in (pair.create(16), pair.create(3), pair.draw(16), display.SurfaceDestroy(16)):
+        joined.server_sends(*(pair.create(n) for n in range(MAX_SURFACES)))
+        for wrong in (
+            pair.create(MAX_SURFACES),
+            pair.create(3),
+            pair.draw(MAX_SURFACES),
+            display.SurfaceDestroy(MAX_SURFACES),
+        ):
             with pytest.raises(LocalProtocolError, match="surface_id"):
                 joined.server.send(wrong)
             assert joined.server.data_to_send() == []
-        joined.server_sends(display.SurfaceDestroy(3), pair.create(16))
-        assert joined.client.surfaces == joined.server.surfaces == {*range(17)} - {3}
+        joined.server_sends(display.SurfaceDestroy(3), pair.create(MAX_SURFACES))
+        assert joined.client.surfaces == joined.server.surfaces == {*range(MAX_SURFACES + 1)} - {3}
 
 
 @pytest.mark.parametrize(
-    "wrong", [pair.create(16), pair.create(3), pair.draw(16), display.SurfaceDestroy(16)], ids=str
+    "wrong",
+    [
+        pair.create(MAX_SURFACES),
+        pair.create(3),
+        pair.draw(MAX_SURFACES),
+        display.SurfaceDestroy(MAX_SURFACES),
+    ],
+    ids=str,
 )
 def test_surfaces_of_a_server_are_counted_and_known(wrong: Message) -> None:
     client = ClientDisplay()
     client.send(pair.INIT)
-    client.receive_data(b"".join(framed(pair.create(n)) for n in range(16)))
+    client.receive_data(b"".join(framed(pair.create(n)) for n in range(MAX_SURFACES)))
     with pytest.raises(RemoteProtocolError, match="surface_id"):
         client.receive_data(framed(wrong))
 
@@ -464,7 +484,7 @@ def test_without_the_capability_the_block_is_as_unknown_as_any_other(number: int
     assert client.receive_data(struct.pack("<HI", number, 0)) == []
 
 
-@pytest.mark.parametrize("number", [104, 122, 123, 124, 125, 126, 303, 305, 313, 316, 318, 321])
+@pytest.mark.parametrize("number", [320, 321])
 def test_drawing_that_we_do_not_know_is_drawing_all_the_same(number: int) -> None:
     data = struct.pack("<HI", number, 4) + b"draw"
     for state in (State.SHARED, State.SHARED_EMPTY):
@@ -474,10 +494,19 @@ def test_drawing_that_we_do_not_know_is_drawing_all_the_same(number: int) -> Non
         assert joined.client.receive_data(data) == []
 
 
+def test_no_known_drawing_comes_in_shared_memory_mode() -> None:
+    for number in (104, *range(122, 127), *range(302, 314), 316, 318):
+        for state in (State.SHARED, State.SHARED_EMPTY):
+            with pair.at(state) as joined, pytest.raises(RemoteProtocolError, match="allowed"):
+                joined.client.receive_data(struct.pack("<HI", number, 4) + b"draw")
+
+
 def test_shared_memory_mode_skips_what_does_not_draw() -> None:
     with pair.at(State.SHARED) as joined:
-        for number in (5, 107, 322, 500):  # waits, palettes, quality, and what may come
+        for number in (5, 322, 500):  # waits, quality, and what may come
             assert joined.client.receive_data(struct.pack("<HI", number, 0)) == []
+        [message] = joined.client.receive_data(struct.pack("<HI", 108, 0))
+        assert isinstance(message, display.InvalAllPalettes)
 
 
 # Sizes
@@ -516,8 +545,13 @@ OPEN_ENDED: dict[type[Message], int | None] = {
     main.AgentData: 2048,
     main.ClientAgentData: 2048,
     main.Name: None,
-    display.DrawCopy: None,
-    display.DrawFill: None,
+    **dict.fromkeys(DRAWING),
+    display.InvalList: None,
+    display.InvalAllPixmaps: None,
+    display.StreamCreate: None,
+    display.StreamData: None,
+    display.StreamDataSized: None,
+    display.StreamClip: None,
     display.MonitorsConfig: 1 << 16,
     display.PreferredVideoCodecType: None,
     shm.ShmOffer: 1 << 16,

@@ -21,7 +21,7 @@ import pytest
 from spiceshm import wire
 from spiceshm.errors import Refusal, RemoteProtocolError
 from spiceshm.wire import agent, cursor, display, link, shm, types
-from spiceshm.wire.message import As, Message, Record
+from spiceshm.wire.message import As, Message, Pointed, Record
 from spiceshm.wire.types import Clip, Held, Limited, Rects, Tuple
 from tests.idl import Fields, Idl
 
@@ -65,8 +65,20 @@ ENUMS = {
 OTHER_WORDS = {
     ("surface_fmt", "XRGB"): "32_xRGB",
     ("surface_fmt", "ARGB"): "32_ARGB",
+    ("surface_fmt", "A1"): "1_A",
+    ("surface_fmt", "A8"): "8_A",
+    ("surface_fmt", "RGB555"): "16_555",
+    ("surface_fmt", "RGB565"): "16_565",
+    ("bitmap_fmt", "BIT_LE"): "1BIT_LE",
+    ("bitmap_fmt", "BIT_BE"): "1BIT_BE",
+    ("bitmap_fmt", "NIBBLE_LE"): "4BIT_LE",
+    ("bitmap_fmt", "NIBBLE_BE"): "4BIT_BE",
+    ("bitmap_fmt", "BYTE"): "8BIT",
+    ("bitmap_fmt", "RGB16"): "16BIT",
+    ("bitmap_fmt", "RGB24"): "24BIT",
     ("bitmap_fmt", "XRGB"): "32BIT",
     ("bitmap_fmt", "ARGB"): "RGBA",
+    ("bitmap_fmt", "A8"): "8BIT_A",
 }
 """Where Python has no such name, or SPICE several for one thing."""
 
@@ -74,7 +86,12 @@ VALUES = {
     ("shm_handle", "DESCRIPTOR"): shm.HANDLE_DESCRIPTOR,
     ("shm_handle", "FILE"): shm.HANDLE_FILE,
     ("shm_handle", "IVSHMEM"): shm.HANDLE_IVSHMEM,
+    ("brush_type", "NONE"): display.BRUSH_NONE,
     ("brush_type", "SOLID"): display.BRUSH_SOLID,
+    ("brush_type", "PATTERN"): display.BRUSH_PATTERN,
+    ("image_scale_mode", "INTERPOLATE"): display.SCALE_INTERPOLATE,
+    ("image_scale_mode", "NEAREST"): display.SCALE_NEAREST,
+    ("video_codec_type", "MJPEG"): display.CODEC_MJPEG,
     ("shm_mode", "LEASED"): shm.MODE_LEASED,
     ("shm_mode", "IN_PLACE"): shm.MODE_IN_PLACE,
     ("cursor_type", "ALPHA"): cursor.TYPE_ALPHA,
@@ -92,7 +109,27 @@ MASKS = {
     ("shm_damage_flags", "FULL"): shm.FLAG_FULL,
     ("surface_flags", "PRIMARY"): display.SURFACE_FLAG_PRIMARY,
     ("bitmap_flags", "TOP_DOWN"): display.BITMAP_TOP_DOWN,
+    ("bitmap_flags", "PAL_CACHE_ME"): display.BITMAP_PAL_CACHE_ME,
+    ("bitmap_flags", "PAL_FROM_CACHE"): display.BITMAP_PAL_FROM_CACHE,
+    ("image_flags", "CACHE_ME"): display.IMAGE_CACHE_ME,
+    ("image_flags", "HIGH_BITS_SET"): display.IMAGE_HIGH_BITS_SET,
+    ("image_flags", "CACHE_REPLACE_ME"): display.IMAGE_CACHE_REPLACE_ME,
+    ("jpeg_alpha_flags", "TOP_DOWN"): display.JPEG_ALPHA_TOP_DOWN,
+    ("alpha_flags", "DEST_HAS_ALPHA"): display.ALPHA_DEST_HAS_ALPHA,
+    ("alpha_flags", "SRC_SURFACE_HAS_ALPHA"): display.ALPHA_SRC_SURFACE_HAS_ALPHA,
+    ("stream_flags", "TOP_DOWN"): display.STREAM_TOP_DOWN,
+    ("mask_flags", "INVERS"): display.MASK_INVERS,
+    ("ropd", "INVERS_SRC"): display.ROP_INVERS_SRC,
+    ("ropd", "INVERS_BRUSH"): display.ROP_INVERS_BRUSH,
+    ("ropd", "INVERS_DEST"): display.ROP_INVERS_DEST,
     ("ropd", "OP_PUT"): display.ROP_PUT,
+    ("ropd", "OP_OR"): display.ROP_OR,
+    ("ropd", "OP_AND"): display.ROP_AND,
+    ("ropd", "OP_XOR"): display.ROP_XOR,
+    ("ropd", "OP_BLACKNESS"): display.ROP_BLACKNESS,
+    ("ropd", "OP_WHITENESS"): display.ROP_WHITENESS,
+    ("ropd", "OP_INVERS"): display.ROP_INVERS,
+    ("ropd", "INVERS_RES"): display.ROP_INVERS_RES,
     ("cursor_flags", "NONE"): cursor.FLAG_NONE,
     ("cursor_flags", "CACHE_ME"): cursor.FLAG_CACHE_ME,
     ("cursor_flags", "FROM_CACHE"): cursor.FLAG_FROM_CACHE,
@@ -100,6 +137,10 @@ MASKS = {
     ("mouse_mode", "CLIENT"): types.MouseMode.CLIENT,
     ("agent_monitors_flags", "PHYSICAL_SIZE"): agent.FLAG_PHYSICAL_SIZE,
 }
+
+
+POINTED = {"image": "src_bitmap"}
+"""What has a name of its own in the code."""
 
 
 class Declared(NamedTuple):
@@ -135,16 +176,10 @@ def declared() -> Declared:
 def fields_of(layout: construct.Struct) -> Fields:
     """The fields of a construct layout as `Idl` gives them."""
     fields: dict[str, str] = {}
-    pointer = None
     for subcon in layout.subcons:
         inner = subcon.subcon if isinstance(subcon, construct.Renamed) else subcon
-        if isinstance(inner, construct.Seek):
-            pointer = expression(inner.at)
-        elif pointer:
-            assert fields[pointer] == "uint32"
-            fields[pointer], pointer = shape_of(inner) + "*", None
-        elif not is_seek(inner):
-            fields[subcon.name] = shape_of(inner)
+        if not is_seek(inner):
+            fields[POINTED.get(subcon.name, subcon.name)] = shape_of(inner)
     return tuple(fields.items())
 
 
@@ -163,6 +198,8 @@ def shape_of(subcon: Any) -> str:
             return subcon.kind.__name__
         case Clip():
             return "Clip"
+        case Pointed():
+            return f"{subcon.kind.__name__}*"
         case Rects():
             return f"Rect[{expression(subcon.subcon.length).removesuffix(' * 16')}]"
         case Tuple(subcon=construct.GreedyRange()):

@@ -58,7 +58,7 @@ from spiceshm.wire.link import (
     LinkResult,
     Ticket,
 )
-from spiceshm.wire.message import As
+from spiceshm.wire.message import As, Pointed
 from spiceshm.wire.shm import ShmDamage, ShmDamageHandled, ShmOffer, ShmReply, ShmWithdraw
 from spiceshm.wire.types import Clip, Rects, Tuple
 from tests.idl import Fields, Idl
@@ -146,11 +146,13 @@ def value_of(subcon: Any, told: Any) -> Any:
     match subcon:
         case construct.IfThenElse():
             return None if told is None else value_of(subcon.thensubcon, told)
+        case construct.Switch() if told is None:
+            return None
         case construct.Switch():
-            [case] = {
-                case.kind for case in subcon.cases.values() if told.keys() == members(case.kind)
-            }
+            [case] = {case.kind for case in subcon.cases.values() if fits(told, members(case.kind))}
             return make(case, told)
+        case Pointed():
+            return make(subcon.kind, told) if told else None
         case As():
             return make(subcon.kind, told)
         case Rects():
@@ -169,20 +171,33 @@ def value_of(subcon: Any, told: Any) -> Any:
     return told
 
 
-def members(kind: type[Record]) -> set[str]:
-    return {subcon.name for subcon in kind.layout.subcons if subcon.name}
+def members(kind: type[Record]) -> dict[str, bool]:
+    """The fields of a record, and whether they may be missing."""
+    return {
+        subcon.name: isinstance(subcon.subcon, construct.IfThenElse)
+        for subcon in kind.layout.subcons
+        if subcon.name
+    }
+
+
+def fits(told: dict[str, Any], fields: dict[str, bool]) -> bool:
+    """Whether it has those fields and no others."""
+    needed = {name for name, optional in fields.items() if not optional}
+    return needed <= told.keys() <= fields.keys()
 
 
 def complete(told: Any, shape: str) -> None:
     """``fields`` has every field of the text, in its order, but those called reserved."""
     if "|" in shape:
+        if told is None:
+            return
         [shape] = {
             one
             for one in shape.removesuffix("?").split("|")
-            if told.keys() == {name for name, _ in SPEC.structs[one]}
+            if fits(told, {name: kind[-1] == "?" for name, kind in SPEC.structs[one]})
         }
     struct, array, optional = re.fullmatch(r"(\w+)\*?(\[.*\])?(\?)?", shape).groups()
-    if struct not in SPEC.structs or (optional and told is None):
+    if struct not in SPEC.structs or (optional and told is None) or told == 0:
         return
     for one in told if array else [told]:
         complete_struct(one, SPEC.structs[struct])

@@ -38,9 +38,9 @@ from spiceshm.wire import (
 from spiceshm.wire import base as base_messages
 from spiceshm.wire.base import MiniHeader
 from spiceshm.wire.cursor import FLAG_NONE, Cursor, CursorHeader
-from spiceshm.wire.display import NO_MASK, ROP_PUT, Bitmap, DrawCopy, Image, ImageData
+from spiceshm.wire.display import NO_MASK, ROP_PUT, Bitmap, Brush, DrawCopy, Image, ImageData
 from spiceshm.wire.link import LinkMess, LinkReply
-from spiceshm.wire.message import As, message, record
+from spiceshm.wire.message import As, Pointed, message, record
 from spiceshm.wire.shm import ShmDamage, ShmDamageHandled
 from spiceshm.wire.types import Clip, Held, Limited, Rect, Rects, Tuple
 
@@ -75,6 +75,9 @@ def messages_of(kind: type[Record]) -> SearchStrategy[Any]:
     special = {
         Bitmap: bitmaps,
         Image: images,
+        Brush: brushes,
+        display.LzPalette: lz_palettes,
+        display.JpegAlpha: jpeg_alphas,
         Cursor: cursors,
         agent.MonitorsConfig: monitors_configs,
     }
@@ -114,6 +117,9 @@ def values_of(subcon: Any, layout: dict[str, Any]) -> SearchStrategy[Any]:
             return messages_of(subcon.kind)
         case Rects():
             return rects(*counts(subcon.subcon.length.lhs, layout))
+        case Pointed():
+            pointed = messages_of(subcon.kind)
+            return st.none() | pointed if subcon.optional else pointed
         case Clip():
             return st.none() | rects(0, 5)
         case Tuple(subcon=construct.GreedyRange()):
@@ -161,17 +167,47 @@ def bitmaps(draw: Any) -> Bitmap:
     x, y = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     stride = x * 4 + draw(st.integers(0, 5))
     data = draw(st.binary(min_size=stride * y, max_size=stride * y))
-    return Bitmap(draw(st.integers(0, 255)), draw(st.integers(0, 255)), x, y, stride, data)
+    flags, palette, number = draw(palettes(optional=True))
+    return Bitmap(draw(st.integers(0, 255)), flags, x, y, stride, data, palette, number)
+
+
+@st.composite
+def palettes(draw: Any, *, optional: bool = False) -> tuple[int, Any, int | None]:
+    """A bitmap's flags, and by them its palette or the id of one."""
+    flags = draw(st.integers(0, 255))
+    if flags & display.BITMAP_PAL_FROM_CACHE:
+        return flags, None, draw(st.integers(0, (1 << 64) - 1))
+    none = optional and draw(st.booleans())
+    return flags, None if none else draw(messages_of(display.Palette)), None
+
+
+@st.composite
+def lz_palettes(draw: Any) -> display.LzPalette:
+    flags, palette, number = draw(palettes())
+    return display.LzPalette(flags, draw(st.binary(max_size=MOST)), palette, number)
+
+
+@st.composite
+def jpeg_alphas(draw: Any) -> display.JpegAlpha:
+    data = draw(st.binary(max_size=MOST))
+    return display.JpegAlpha(draw(st.integers(0, 255)), draw(st.integers(0, len(data))), data)
+
+
+@st.composite
+def brushes(draw: Any) -> Brush:
+    kind = draw(st.integers(0, 2))
+    if kind == display.BRUSH_PATTERN:
+        return Brush(kind, None, draw(messages_of(display.Pattern)))
+    return Brush(kind, draw(st.integers(0, (1 << 32) - 1)) if kind else None)
 
 
 @st.composite
 def images(draw: Any) -> Image:
     identity, flags = draw(st.integers(0, (1 << 64) - 1)), draw(st.integers(0, 255))
     width, height = draw(st.integers(0, (1 << 32) - 1)), draw(st.integers(0, (1 << 32) - 1))
-    kind = draw(st.integers(0, 255) | st.sampled_from([0, 101, 109]))
-    data = st.binary(max_size=MOST)
-    by_kind = {0: bitmaps(), 101: data.map(ImageData), 109: data.map(ImageData)}
-    content = draw(by_kind.get(kind, data))
+    kind = draw(st.integers(0, 255) | st.sampled_from([int(kind) for kind in types.ImageType]))
+    cases = Image.layout.content.cases
+    content = draw(messages_of(cases[kind].kind)) if kind in cases else None
     return Image(identity, kind, flags, width, height, content)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..wire.display import DrawCopy, DrawFill, SurfaceCreate, SurfaceDestroy
+from ..wire.display import DrawCopy, Drawing, StreamCreate, SurfaceCreate, SurfaceDestroy
 from ..wire.shm import SurfaceCreateShm
 from .channel import Channel
 from .tables import State
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MAX_SEGMENTS = 64
 """Segments that one connection may have at a time."""
 
-MAX_SURFACES = 16
-"""Surfaces that one connection may have at a time: one, and in ordinary SPICE off-screen ones."""
+MAX_SURFACES = 1024
+"""Surfaces that one connection may have at a time: as many as stock servers let a guest have."""
 
 DAMAGE, OFFER, CREATE = "display.shm_damage", "display.shm_offer", "display.surface_create_shm"
 REPLY, HANDLED = "display.shm_reply", "display.shm_damage_handled"
@@ -110,7 +110,7 @@ class DisplayEnd(Channel):
             if message.surface_id != 0:
                 raise wrong(message.title, "surface_id", "the primary surface is 0")
             self.surfaces.add(0)
-        elif isinstance(message, SurfaceDestroy | DrawCopy | DrawFill):
+        elif isinstance(message, SurfaceDestroy | StreamCreate | Drawing):
             if message.surface_id not in self.surfaces:
                 raise wrong(message.title, "surface_id", f"there is no {message.surface_id}")
             if isinstance(message, SurfaceDestroy):

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..fds import Descriptor
 
 _MOST_PLACES = 1024
-_DRAWING = frozenset({104, *range(122, 127), *range(302, 314), 316, 318, 320, 321})
-"""Numbers of messages that draw, known to us or not: none of them comes in shared-memory mode."""
+_DRAWING = frozenset({320, 321})
+"""Numbers of messages that draw and that we do not know: none comes in shared-memory mode."""
 
 
 class ClientDisplay(DisplayEnd):

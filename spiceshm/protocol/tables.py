@@ -13,7 +13,7 @@ further on, which is why the tables allow it there too.
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from ..wire import Message, cursor, display, inputs, main, shm
 
@@ -83,8 +83,26 @@ _CURSOR_EMPTIES = (cursor.CursorReset, cursor.CursorInvalOne, cursor.CursorInval
 """What stock servers repeat behind RESET, when a virtual machine starts again."""
 
 _DISPLAY_CLIENT = (display.PreferredCompression, display.PreferredVideoCodecType)
-_DRAWING = (display.DrawCopy, display.DrawFill)
-_ANY_SURFACE = (display.Mark, display.Reset, display.MonitorsConfig)
+_STREAMS = (
+    display.StreamCreate,
+    display.StreamData,
+    display.StreamDataSized,
+    display.StreamClip,
+    display.StreamDestroy,
+    display.StreamDestroyAll,
+)
+_DRAWING = (*get_args(display.Drawing), *_STREAMS)
+_ANY_SURFACE = (
+    display.Mark,
+    display.Reset,
+    display.MonitorsConfig,
+    display.InvalList,
+    display.InvalAllPixmaps,
+    display.InvalPalette,
+    display.InvalAllPalettes,
+)
+_ENDS = (display.StreamDestroy, display.StreamDestroyAll)
+"""Streams that there are not may end at any time in ordinary SPICE."""
 
 
 def _display() -> Table:
@@ -97,7 +115,7 @@ def _display() -> Table:
         s.READY: {
             offer: s.OFFERED,
             create: s.ORDINARY,
-            **_stay(s.READY, *_DISPLAY_CLIENT, *_ANY_SURFACE),
+            **_stay(s.READY, *_DISPLAY_CLIENT, *_ANY_SURFACE, *_ENDS),
         },
         s.OFFERED: {
             create: s.ORDINARY,

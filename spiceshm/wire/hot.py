@@ -17,6 +17,7 @@ import numpy as np
 
 from .base import MiniHeader
 from .display import BITMAP_TOP_DOWN, ROP_PUT, Bitmap, DrawCopy, Image, ImageData
+from .message import Pointed
 from .shm import ShmDamage, ShmDamageHandled
 from .types import MAX_RECTS, BitmapFormat, ImageType
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 def derive(layout: construct.Struct) -> Struct:
     """The plain integers at the head of a layout as one little endian `struct.Struct`.
 
-    Those of records inside of it are among them; what is there only sometimes is not, nor is a
-    jump.
+    Those of records inside of it are among them, and pointers; what is there only sometimes is not.
     """
     return Struct("<" + _codes(layout))
 
@@ -42,7 +42,9 @@ def _codes(layout: construct.Struct) -> str:
             codes += _codes(field)
         elif isinstance(field, construct.FormatField):
             codes += field.fmtstr.lstrip("<")
-        elif not isinstance(field, construct.IfThenElse | construct.Seek):
+        elif isinstance(field, Pointed):
+            codes += "L"
+        elif not isinstance(field, construct.IfThenElse):
             break
     return codes
 
@@ -52,8 +54,8 @@ _DAMAGE = derive(ShmDamage.layout)
 _HANDLED = derive(ShmDamageHandled.layout)
 _DAMAGE_MESSAGE = Struct(MINI.format + _DAMAGE.format[1:])
 _HANDLED_MESSAGE = Struct(MINI.format + _HANDLED.format[1:])
-_COPY = derive(DrawCopy.layout)
-_BITMAP = derive(Bitmap.layout)
+_COPY = Struct(derive(DrawCopy.layout).format + derive(Image.layout).format[1:])
+_BITMAP = Struct(derive(Bitmap.layout).format + "L")  # no palette
 _IMAGE_DATA = derive(ImageData.layout)
 _MASK = (0, 0, 0, 0)
 _IMAGE_AT = _COPY.size - derive(Image.layout).size

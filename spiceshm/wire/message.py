@@ -12,15 +12,19 @@ import dataclasses
 import enum
 import io
 import re
+import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
-from construct import Adapter, Construct, ConstructError, Struct
+from construct import Adapter, Construct, ConstructError, Int32ul, Struct, ValidationError
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_ERRORS = (ConstructError, UnicodeDecodeError, OverflowError)
 
 
 class Sender(enum.Enum):
@@ -49,22 +53,62 @@ class Record:
     def parse(cls, body: bytes | memoryview) -> Self:
         """Read one from exactly ``body``. Raises RemoteProtocolError that names the field."""
         stream = io.BytesIO(body)
+        pointers: list[_Pointer] = []
         try:
-            values = cls.layout.parse_stream(stream)
-        except (ConstructError, UnicodeDecodeError, OverflowError) as error:
+            values = cls.layout.parse_stream(stream, pointers=pointers)
+        except _ERRORS as error:
             raise RemoteProtocolError(cls.title, *_explain(error)) from None
-        if cls.exact and (rest := len(stream.read())):
+        if pointers:
+            cls._follow(stream, pointers)
+            _settle(values)
+        elif cls.exact and (rest := len(stream.read())):
             raise RemoteProtocolError(cls.title, "", f"{rest} bytes too many behind its last field")
         return cls(**{field: values[field] for field in cls._fields()})
 
+    @classmethod
+    def _follow(cls, stream: io.BytesIO, pointers: list[_Pointer]) -> None:
+        """Read what pointers lead to, and what those of that lead to, behind the fixed part."""
+        end = stream.tell()
+        for pointer in pointers:  # which grow by those that are found there
+            if pointer.at < end:
+                problem = f"{pointer.at}: not a place behind the fixed part"
+                raise RemoteProtocolError(cls.title, pointer.field, problem)
+            stream.seek(pointer.at)
+            inner: list[_Pointer] = []
+            try:
+                values = pointer.kind.layout.parse_stream(stream, pointers=inner)
+            except _ERRORS as error:
+                field, problem = _explain(error)
+                raise RemoteProtocolError(cls.title, f"{pointer.field}.{field}", problem) from None
+            pointer.value = pointer.kind(**{name: values[name] for name in pointer.kind._fields()})
+            for one in inner:
+                one.field = f"{pointer.field}.{one.field}"
+            pointers += inner
+        for pointer in pointers:
+            _settle(vars(pointer.value))
+
     @cached_property
     def packed(self) -> bytes:
-        """The bytes of the body, little endian. Raises LocalProtocolError for a bad value."""
+        """The bytes of the body, little endian. Raises LocalProtocolError for a bad value.
+
+        What it points to lies behind it, in the order of the pointers.
+        """
+        body = bytearray()
+        pointers = [_Pointer(-1, type(self), "", self)]
         try:
-            built: bytes = self.layout.build(self._values())
-        except (ConstructError, OverflowError, ValueError) as error:
+            for pointer in pointers:  # which grow by those of what they point to
+                if pointer.at >= 0:
+                    struct.pack_into("<I", body, pointer.at, len(body))
+                inner: list[_Pointer] = []
+                values = pointer.value._values()
+                built = pointer.kind.layout.build(values, pointers=inner)
+                for one in inner:
+                    one.at += len(body)
+                pointers += inner
+                body += built
+        except (*_ERRORS, ValueError) as error:
             raise LocalProtocolError(self.title, *_explain(error)) from None
-        return built
+        return bytes(body)
 
     @classmethod
     def _fields(cls) -> tuple[str, ...]:
@@ -154,6 +198,59 @@ class As(Adapter):  # type: ignore[misc]
         return obj._values()
 
 
+@dataclasses.dataclass
+class _Pointer:
+    """What ``field`` points to. ``at`` is where that lies in the body; while a body is being
+    built, where the pointer does."""
+
+    at: int
+    kind: type[Record]
+    field: str
+    value: Any = None
+
+
+class Pointed(Construct):  # type: ignore[misc]
+    """A `Record` that lies anywhere behind the fixed part of a message: here is a u32, where it
+    begins, counted from the first byte of the body.
+
+    None is 0, and only where it is ``optional``.
+    """
+
+    def __init__(self, kind: type[Record], *, optional: bool = False) -> None:
+        super().__init__()
+        self.kind = kind
+        self.optional = optional
+
+    def _parse(self, stream: Any, context: Any, path: str) -> _Pointer | None:
+        at = Int32ul._parsereport(stream, context, path)
+        if at == 0 and self.optional:
+            return None
+        pointer = _Pointer(at, self.kind, _field(path))
+        context._params.get("pointers", []).append(pointer)
+        return pointer
+
+    def _build(self, obj: Record | None, stream: Any, context: Any, path: str) -> Record | None:
+        if obj is None and not self.optional:
+            raise ValidationError("nothing to point to", path=path)
+        if obj is not None:
+            pointers = context._params.get("pointers", [])
+            pointers.append(_Pointer(stream.tell(), self.kind, _field(path), obj))
+        Int32ul._build(0, stream, context, path)
+        return obj
+
+    def _sizeof(self, context: Any, path: str) -> int:
+        return 4
+
+
+def _settle(values: dict[str, Any]) -> None:
+    """Put what pointers lead to in their place, in a message that nobody has seen yet."""
+    for name, value in values.items():
+        if isinstance(value, _Pointer):
+            values[name] = value.value
+        elif isinstance(value, Record):
+            _settle(vars(value))
+
+
 def empty() -> Struct:
     """The layout of a message without a body."""
     return Struct()
@@ -165,10 +262,14 @@ def _snake(name: str) -> str:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """The field and the reason of a construct error, each short enough for a log line."""
-    path = getattr(error, "path", None) or ""
-    field = ".".join(path.split(" -> ")[1:])
+    field = _field(getattr(error, "path", None) or "")
     reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
     return field, re.sub(r"^Error in path [^\n]*", "", reason)[:200]
+
+
+def _field(path: str) -> str:
+    """A field by a path of construct's, whose first part says what was being done."""
+    return ".".join(path.split(" -> ")[1:])
 
 
 def _short(value: Any) -> str:

@@ -93,25 +93,46 @@ class InputsCap(enum.IntEnum):
 
 
 class SurfaceFormat(enum.IntEnum):
-    """``SPICE_SURFACE_FMT_*``, those that we show. In memory the bytes are B, G, R, X (or A)."""
+    """``SPICE_SURFACE_FMT_*``; shown are XRGB and ARGB, whose bytes are B, G, R, X (or A)."""
 
+    A1 = 1
+    A8 = 8
+    RGB555 = 16
     XRGB = 32
+    RGB565 = 80
     ARGB = 96
 
 
 class ImageType(enum.IntEnum):
-    """``SPICE_IMAGE_TYPE_*``, those that we know."""
+    """``SPICE_IMAGE_TYPE_*``"""
 
     BITMAP = 0
+    QUIC = 1
+    LZ_PLT = 100
     LZ_RGB = 101
+    GLZ_RGB = 102
+    FROM_CACHE = 103
+    SURFACE = 104
+    JPEG = 105
+    FROM_CACHE_LOSSLESS = 106
+    ZLIB_GLZ_RGB = 107
+    JPEG_ALPHA = 108
     LZ4 = 109
 
 
 class BitmapFormat(enum.IntEnum):
-    """``SPICE_BITMAP_FMT_*``, those that we know."""
+    """``SPICE_BITMAP_FMT_*``: bits of a palette's numbers, lowest or highest bit first; colours."""
 
+    BIT_LE = 1
+    BIT_BE = 2
+    NIBBLE_LE = 3
+    NIBBLE_BE = 4
+    BYTE = 5
+    RGB16 = 6
+    RGB24 = 7
     XRGB = 8
     ARGB = 9
+    A8 = 10
 
 
 class Compression(enum.IntEnum):
