@@ -13,6 +13,7 @@
     ├── Timeout                    what was waited for did not happen in time
     ├── FramesHeld                 every frame that the server lends is held by the program's views
     ├── ViewOnly                   this client, or where it connected to, may only look
+    ├── CannotDecode               an image that a server sent is not what it should be
     ├── CannotType                 no key gives the character, or has the name (usage)
     └── SourceError                what is to be shown cannot be shown
 
@@ -130,6 +131,13 @@ class FramesHeld(SpiceShmError):
 
 class ViewOnly(SpiceShmError):
     """Keys and pointer are not to be had: the client or the server wants it to look only."""
+
+
+class CannotDecode(SpiceShmError):
+    """An image cannot be read: its data are cut off, lie or are of a kind that we cannot read.
+
+    The text says what is wrong; which image it was, the place knows that has its message.
+    """
 
 
 class CannotType(SpiceShmError, ValueError):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ..fds import Descriptor
     from ..transport import Address, Stream
     from .remote import Frames
+    from .surfaces import Surface
 
 log = logging.getLogger("spiceshm.client")
 
@@ -84,7 +85,9 @@ class DisplayChannel:
         self._reading: Reading | None = None
         self._machine = ClientDisplay()
         self._segments: dict[int, MappedSegment] = {}
-        self._canvas: Canvas | None = None
+        self._canvas = Canvas()
+        self._shown: Surface | None = None
+        self._unreadable: set[str] = set()
         self._new_canvas = False
         self._drawn: list[region.Rect] = []
         self._just_drawn: list[region.Rect] = []
@@ -106,6 +109,11 @@ class DisplayChannel:
     def shared(self) -> bool:
         """Whether frames are read in place from the server's memory."""
         return self._machine.shared
+
+    @property
+    def stale(self) -> list[region.Rect]:
+        """Where the picture is not what the server drew, for want of something that decodes it."""
+        return list(self._shown.stale) if self._shown is not None else []
 
     @property
     def wire_bytes(self) -> int:
@@ -190,7 +198,7 @@ class DisplayChannel:
                 self._draw(message)
             else:
                 self._cold(message)
-        if self._canvas is not None:
+        if self._shown is not None:
             self._note_drawn()
         if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
             self.reading.program_left = trio.current_time()
@@ -214,7 +222,7 @@ class DisplayChannel:
             self._resize(message.width, message.height)
             self._stride = message.stride
             self.reason = None
-            self._canvas = None
+            self._shown = None
         elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
             self._resize(message.width, message.height)
             if self.reason is None:
@@ -223,12 +231,15 @@ class DisplayChannel:
             self._ordinary_serial = max(self._ordinary_serial, self._machine.last_serial)
             self._segments.clear()
             self.segment_bytes = 0
-            self._canvas = Canvas(message.width, message.height)
+            self._canvas.receive(message)
+            self._shown = self._canvas.primary
             self._new_canvas = True
         elif isinstance(message, shm.ShmWithdraw):
             segment = self._segments.pop(message.segment_id, None)
             if segment is not None:
                 self.segment_bytes -= segment.size
+        else:
+            self._draw(message)
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -279,13 +290,16 @@ class DisplayChannel:
             )
         )
 
-    def _draw(self, message: display.DrawCopy | display.DrawFill) -> None:
-        if self._canvas is not None and message.surface_id == 0:
-            drawn = self._canvas.draw(message)
-            self._just_drawn += drawn
-            self.pixel_bytes += region.area(drawn) * 4
+    def _draw(self, message: Message) -> None:
+        drawn = self._canvas.receive(message)
+        if drawn.rects and drawn.surface_id == 0:
+            self._just_drawn += drawn.rects
+            self.pixel_bytes += region.area(drawn.rects) * 4
+        if drawn.why and drawn.why not in self._unreadable:
+            self._unreadable.add(drawn.why)
+            log.warning("%s: cannot draw %s: %s", self.address, drawn.why, drawn.detail)
 
-    def _show_canvas(self, canvas: Canvas) -> None:
+    def _show_canvas(self, canvas: Surface) -> None:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
         do not change any more."""
         pixels = self._copies.of(canvas.pixels)
@@ -379,7 +393,7 @@ class DisplayChannel:
             return self._give()
         if self._given is not None and not self._given.released:
             return self._given
-        return self._give() if self._canvas is not None and not self._new_canvas else None
+        return self._give() if self._shown is not None and not self._new_canvas else None
 
     async def changed(self, since: Moment, box: region.Rect) -> None:
         """Wait until a frame later than ``since`` has changed ``box``. No frame is given by it.
@@ -399,8 +413,8 @@ class DisplayChannel:
             held_since = await self._more(held_since)
 
     def _give(self) -> Frame:
-        if self._pending is None and self._canvas is not None:
-            self._show_canvas(self._canvas)
+        if self._pending is None and self._shown is not None:
+            self._show_canvas(self._shown)
         frame, self._pending = self._pending, None
         assert frame is not None
         if self._anew:

@@ -137,16 +137,13 @@ def _prepared(state: State, answered: bool, mini: bool, shareable: bool) -> pair
     return pair.at(state, answered=answered, mini=mini, shareable=shareable)
 
 
-DRAWING = display.DrawCopy | display.DrawFill
-
-
 class Viewer:
     """What a client does with a display channel."""
 
     def __init__(self, machine: ClientDisplay) -> None:
         self.machine = machine
         self.mapped: dict[int, MappedSegment] = {}
-        self.canvas: Canvas | None = None
+        self.canvas = Canvas()
         # Its own, for the machine may be further on: one read can bring a frame and its end.
         self.surface = machine.surface
         for number, segment in machine.segments.items():
@@ -164,11 +161,11 @@ class Viewer:
                 self.surface = SharedSurface(0, width, height, format_, stride)
             elif isinstance(message, shm.ShmWithdraw):
                 self.mapped.pop(message.segment_id, None)
-            elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
-                small = message.width * message.height <= _MOST_PIXELS
-                self.canvas = Canvas(message.width, message.height) if small else None
-            elif isinstance(message, DRAWING) and self.canvas and not message.surface_id:
-                self.canvas.draw(message)
+            elif isinstance(message, display.SurfaceCreate):
+                if message.width * message.height <= _MOST_PIXELS:
+                    self.canvas.receive(message)
+            elif getattr(message, "surface_id", 0) in self.canvas.surfaces:
+                self.canvas.receive(message)
             str(message)
 
     def answer(self, offer: shm.ShmOffer) -> None:
