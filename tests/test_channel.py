@@ -498,7 +498,7 @@ def test_no_known_drawing_comes_in_shared_memory_mode() -> None:
     for number in (104, *range(122, 127), *range(302, 314), 316, 318):
         for state in (State.SHARED, State.SHARED_EMPTY):
             with pair.at(state) as joined, pytest.raises(RemoteProtocolError, match="allowed"):
-                joined.client.receive_data(struct.pack("<HI", number, 4) + b"draw")
+                joined.client.receive_data(struct.pack("<HI", number, 0))
 
 
 def test_shared_memory_mode_skips_what_does_not_draw() -> None:
