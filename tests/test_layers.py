@@ -30,7 +30,7 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
         "!scancodes",
     ),
     ("memory",): (PACKAGE, "!memory", "!errors", "!fds", "!region"),
-    ("codecs",): (PACKAGE, "!codecs", "!region"),
+    ("codecs",): (PACKAGE, "!codecs", "!errors", "!region"),
     ("transport",): (PACKAGE, "!transport", "!errors", "!fds", "!nursery"),
     ("sources",): ("spiceshm.client", "spiceshm.wire", "spiceshm.protocol", "spiceshm.transport"),
     ("server",): ("spiceshm.client", "spiceshm.sources", "spiceshm.cli"),

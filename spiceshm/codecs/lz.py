@@ -1,29 +1,65 @@
-"""SPICE's LZ image (LZ_RGB), which every client reads.
+"""SPICE's LZ image (LZ_RGB, LZ_PLT), which every client reads.
 
 The format: a header, then control bytes. One below 32 stands before that many pixels and one more,
 of three bytes each. Any other is a match: its upper three bits are how many pixels are repeated, in
 bytes behind it if they are many; its lower five and the next byte are how far back, and two bytes
 more if that is far. A match may overlap what it makes, so a run of one colour is a match of the
-pixel before it.
+pixel before it. That is RGB24 and RGB32. RGB16 has pixels of two bytes, the upper one first; bytes
+are what lines with a palette are made of, and alpha: A8, or what follows the colours in RGBA.
 
-Strategy: the search is done for all pixels of a block at once. Two places are tried for each: the
-pixel on its left and the one above. A third one is tried for those that are not in a long match
-then: the last of these where the same three pixels begin. Wherever neighbours go on at the same
-distance they are one match; the longest of the three is taken. So a picture takes longer than a
-loop in C would need for it, and a loop in Python very much longer.
+Strategy of the reader: see `tokens`. Of the writer: the search is done for all pixels of a block at
+once. Two places are tried for each: the pixel on its left and the one above. A third one is tried
+for those that are not in a long match then: the last of these where the same three pixels begin.
+Wherever neighbours go on at the same distance they are one match; the longest of the three is
+taken. So a picture takes longer than a loop in C would need for it, and a loop in Python very much
+longer.
 """
 
 from __future__ import annotations
 
+import enum
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..errors import CannotDecode
+from . import bitmap, jit, tokens
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAGIC, _VERSION, _RGB32, _TOP_DOWN = 0x20205A4C, 0x00010001, 8, 1
+    from .bitmap import Data, Palette
+
+
+class Type(enum.IntEnum):
+    """LzImageType: up to RGB16 they are those of bitmaps."""
+
+    BIT_LE = 1
+    BIT_BE = 2
+    NIBBLE_LE = 3
+    NIBBLE_BE = 4
+    BYTE = 5
+    RGB16 = 6
+    RGB24 = 7
+    RGB32 = 8
+    RGBA = 9
+    ALPHA = 10
+    A8 = 11
+
+
+MAGIC, VERSION = 0x20205A4C, 0x00010001
+UNIT = {Type.RGB16: 2, Type.RGB24: 3, Type.RGB32: 3, Type.RGBA: 3, Type.ALPHA: 1, Type.A8: 1}
+"""Bytes of a pixel in what is packed."""
+
+_BYTES = {**UNIT, Type.RGB32: 4, Type.RGBA: 4, Type.ALPHA: 4}
+"""Bytes of a pixel in what the header has as stride."""
+
+_TOP_DOWN = 1
+
+read: Any = jit.lz if jit.AVAILABLE else tokens.lz
+"""The faster of the two."""
+
 _HEADER = struct.Struct(">7I")
 _BLOCK = 1 << 16
 """Pixels that are searched at once. What is made of more does not stay in a processor's cache, and
@@ -58,7 +94,7 @@ def encode(words: NDArray[np.uint32]) -> bytes:
     """The body of an LZ_RGB image of 32 bits a pixel, the top line first."""
     height, width = words.shape
     pixels = (words & np.uint32(0xFFFFFF)).ravel()
-    parts = [_HEADER.pack(_MAGIC, _VERSION, _RGB32, width, height, width * 4, _TOP_DOWN)]
+    parts = [_HEADER.pack(MAGIC, VERSION, Type.RGB32, width, height, width * 4, _TOP_DOWN)]
     for start in range(0, len(pixels), _BLOCK):
         end = min(start + _BLOCK, len(pixels))
         parts.append(_written(pixels[start:end], _tokens(pixels, start, end, width)).tobytes())
@@ -197,3 +233,108 @@ def _write_literals(
     values = block[np.repeat(start, length) + nth]
     for byte in range(3):
         out[places + byte] = values >> np.uint32(8 * byte) & np.uint32(255)
+
+
+# Reading
+
+
+class _Header(NamedTuple):
+    type: int
+    stride: int
+    top_down: bool
+
+
+def decode(
+    data: Data, width: int, height: int, palette: Palette | None = None
+) -> NDArray[np.uint8]:
+    """The picture (height, width, 4) of an LZ_RGB or LZ_PLT image: as `bitmap.decode` returns it.
+
+    Raises CannotDecode if it is another picture than its message says, its data end too early, go
+    on behind its last pixel or repeat what is before the first, or a palette has not all its
+    colours.
+    """
+    body = bytes(data)
+    kind, stride, top_down = _header(body, width, height)
+    if kind <= Type.BYTE:
+        lines, at = read(body, _HEADER.size, stride * height, 1)
+        expect_end(body, at)
+        return bitmap.decode(
+            tokens.as_alpha(lines).data,
+            width,
+            height,
+            stride=stride,
+            format=kind,
+            top_down=top_down,
+            palette=palette,
+        )
+    if kind == Type.ALPHA:
+        raise CannotDecode("it has nothing but alpha")
+    plane, at = read(body, _HEADER.size, width * height, UNIT[Type(kind)])
+    alpha = None
+    if kind == Type.RGBA:
+        alpha, at = read(body, at, width * height, UNIT[Type.ALPHA])
+    expect_end(body, at)
+    return picture(kind, width, height, top_down, plane, alpha)
+
+
+def decode_alpha(data: Data, width: int, height: int) -> tuple[NDArray[np.uint8], bool]:
+    """The alpha (height, width) that follows the colours of a JPEG_ALPHA image, and whether its
+    first line is the top one.
+
+    Raises CannotDecode as `decode` does, and if there is anything but alpha.
+    """
+    body = bytes(data)
+    kind, _, top_down = _header(body, width, height)
+    if kind != Type.ALPHA:
+        raise CannotDecode("it has no alpha where it should")
+    plane, at = read(body, _HEADER.size, width * height, UNIT[Type.ALPHA])
+    expect_end(body, at)
+    return tokens.as_alpha(plane).reshape(height, width), top_down
+
+
+def picture(
+    kind: int,
+    width: int,
+    height: int,
+    top_down: bool,
+    plane: tokens.Plane,
+    alpha: tokens.Plane | None,
+) -> NDArray[np.uint8]:
+    """A picture without a palette, of its units as the type ``kind`` has them."""
+    if kind == Type.RGB16:
+        words = bitmap.of_555(tokens.as_words(plane, 2).astype(np.uint16).byteswap())
+    else:
+        words = tokens.as_words(plane, UNIT[Type(kind)])
+    if kind == Type.A8:
+        words = words << np.uint32(24)
+    if alpha is not None:
+        words = words | tokens.as_words(alpha, 1) << np.uint32(24)
+    lines = bitmap.as_bytes(words.reshape(height, width))
+    return lines if top_down else lines[::-1]
+
+
+def expect_end(body: bytes, at: int) -> None:
+    """Raise CannotDecode if there is more than what was read."""
+    if at != len(body):
+        raise CannotDecode(f"{len(body) - at} bytes behind its last pixel")
+
+
+def expect_size(said: tuple[int, int], width: int, height: int) -> None:
+    """Raise CannotDecode if its data are of a picture of another size."""
+    if said != (width, height):
+        raise CannotDecode(f"its data are of {said[0]}x{said[1]} pixels")
+
+
+def _header(body: bytes, width: int, height: int) -> _Header:
+    if len(body) < _HEADER.size:
+        raise CannotDecode("its data end before its header")
+    magic, version, kind, *said, stride, top_down = _HEADER.unpack_from(body)
+    if (magic, version) != (MAGIC, VERSION):
+        raise CannotDecode("its data are no LZ")
+    if not Type.BIT_LE <= kind <= Type.A8:
+        raise CannotDecode(f"unknown LZ type {kind}")
+    expect_size((said[0], said[1]), width, height)
+    right = bitmap.line_bytes(kind, width) if kind <= Type.BYTE else width * _BYTES[Type(kind)]
+    if stride != right:
+        raise CannotDecode(f"a stride of {stride} bytes for lines of {right}")
+    return _Header(kind, stride, bool(top_down))
