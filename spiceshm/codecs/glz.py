@@ -63,22 +63,12 @@ class Dictionary:
 
     An image goes when a later one says that no more refer to it, or when there is no room. What the
     server refers to and is not there is an error, never waited for: what came in order on one
-    channel is there. It takes three bytes a pixel, four with alpha.
+    channel is there. It takes three or four bytes a pixel; with `jit` four, and eight with alpha.
     """
 
     def __init__(self, pixels: int) -> None:
         self._limit = pixels
         self._images: dict[int, Image] = {}
-        self._pixels = 0
-
-    @property
-    def pixels(self) -> int:
-        """How many pixels it holds."""
-        return self._pixels
-
-    def clear(self) -> None:
-        """Forget all images."""
-        self._images.clear()
         self._pixels = 0
 
     def earlier(self, number: int, unit: int, back: int) -> tokens.Plane:
@@ -126,7 +116,8 @@ def decode(data: Data, width: int, height: int, dictionary: Dictionary) -> NDArr
     lz.expect_end(body, at)
     image = Image(planes, max(width * height, _LEAST))
     dictionary.add(header.number, header.number - header.back, image)
-    first, alpha = planes[lz.UNIT[header.type]], planes.get(1)
+    # What the dictionary has is not the caller's to write to.
+    first, alpha = planes[lz.UNIT[header.type]].copy(), planes.get(1)
     return lz.picture(header.type, width, height, header.top_down, first, alpha)
 
 

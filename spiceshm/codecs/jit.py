@@ -26,19 +26,22 @@ if TYPE_CHECKING:
 AVAILABLE = importlib.util.find_spec("numba") is not None
 """Whether numba is there. It is imported when it is first needed."""
 
+_MOST = 256
+"""More units than a byte can make: one that says how a length goes on is worth 255."""
+
 _REASONS = {-1: ENDS_EARLY, -2: TOO_MANY, -3: BEFORE_FIRST, -4: OUTSIDE}
 """What a loop returns instead of a place. Compiled code raises nothing: that would be slower."""
 
 
 def prepare() -> None:
     """Have everything compiled, which takes seconds the first time: call it in a thread."""
-    lz(b"\0\0\0\0", 0, 1, 3)
+    lz(bytes(4), 0, 1, 3)
     glz(b"\0\0\0\0\x20\0\1", 0, 2, 3, lambda _: np.zeros(1, np.uint32))
 
 
 def lz(body: bytes, at: int, count: int, unit: int) -> tuple[NDArray[np.uint32], int]:
     """What `tokens.lz` does; a word for each unit."""
-    out = np.empty(count, np.uint32)
+    out = _room(count, len(body) - at)
     data = np.frombuffer(body, np.uint8)
     return out, _place(_compiled().lz(data, at, out, unit, bias(unit)))
 
@@ -53,7 +56,7 @@ def glz(
     one last, when all is there that they may repeat.
     """
     compiled = _compiled()
-    out = np.empty(count, np.uint32)
+    out = _room(count, len(body) - at)
     data = np.frombuffer(body, np.uint8)
     matches = np.empty(((len(body) - at) // 3 + 1, 4), np.int32)
     end, many = compiled.glz(data, at, out, unit, bias(unit), matches)
@@ -67,6 +70,13 @@ def glz(
     own = matches[matches[:, 1] == 0]
     _place(compiled.copy(own, out, out, True))
     return out, end
+
+
+def _room(count: int, size: int) -> NDArray[np.uint32]:
+    """Where ``count`` units go that ``size`` bytes are said to make, if they can."""
+    if count > _MOST * size:
+        raise CannotDecode(ENDS_EARLY)
+    return np.empty(count, np.uint32)
 
 
 def _place(result: int) -> int:

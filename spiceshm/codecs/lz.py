@@ -300,16 +300,18 @@ def picture(
     plane: tokens.Plane,
     alpha: tokens.Plane | None,
 ) -> NDArray[np.uint8]:
-    """A picture without a palette, of its units as the type ``kind`` has them."""
+    """A picture without a palette, of its units as the type ``kind`` has them.
+
+    Where they are words it may be the same memory.
+    """
+    words = tokens.as_words(plane, UNIT[Type(kind)])
     if kind == Type.RGB16:
-        words = bitmap.of_555(tokens.as_words(plane, 2).astype(np.uint16).byteswap())
-    else:
-        words = tokens.as_words(plane, UNIT[Type(kind)])
+        words = bitmap.of_555(words.astype(np.uint16).byteswap())
     if kind == Type.A8:
         words = words << np.uint32(24)
-    if alpha is not None:
-        words = words | tokens.as_words(alpha, 1) << np.uint32(24)
     lines = bitmap.as_bytes(words.reshape(height, width))
+    if alpha is not None:
+        lines[..., 3] = tokens.as_alpha(alpha).reshape(height, width)
     return lines if top_down else lines[::-1]
 
 

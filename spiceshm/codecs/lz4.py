@@ -33,6 +33,9 @@ AVAILABLE = _compress is not None
 
 _HEADER = 2
 _SIZE = struct.Struct(">I")
+_MOST = 255
+"""Bytes that one byte of a block can become."""
+
 _WINDOW = 1 << 16
 """Bytes that a block may refer back."""
 
@@ -85,8 +88,8 @@ def _blocks(body: memoryview, stride: int, height: int) -> Iterator[bytes]:
         if len(block) < size:
             raise CannotDecode("its data end before its last line")
         try:
-            lines = _decompress(block, uncompressed_size=left, dict=before)
-        except LZ4BlockError as error:
+            lines = _decompress(block, uncompressed_size=min(left, _MOST * size), dict=before)
+        except (LZ4BlockError, OverflowError) as error:
             raise CannotDecode(f"a damaged block of LZ4: {error}") from None
         if not lines or len(lines) % stride:
             raise CannotDecode(f"a block of {len(lines)} bytes where lines have {stride}")

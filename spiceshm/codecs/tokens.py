@@ -103,7 +103,9 @@ def lz(body: bytes, at: int, count: int, unit: int) -> tuple[bytearray, int]:
             if size <= distance:
                 out += out[start : start + size]
             else:
-                out += (out[start:] * (size // distance + 1))[:size]
+                again = out[start:]
+                out += again * (size // distance)
+                out += again[: size % distance]
             done += size
     except IndexError:
         raise CannotDecode(ENDS_EARLY) from None
@@ -168,7 +170,9 @@ def glz(
                 if size <= distance:
                     out += out[start : start + size]
                 else:
-                    out += (out[start:] * (size // distance + 1))[:size]
+                    again = out[start:]
+                    out += again * (size // distance)
+                    out += again[: size % distance]
             done += size
     except IndexError:
         raise CannotDecode(ENDS_EARLY) from None
