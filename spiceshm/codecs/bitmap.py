@@ -72,8 +72,8 @@ def decode(
     formats below RGB16. A is what RGBA and A8 have (of A8 the colours are 0); elsewhere the fourth
     byte means nothing. Of RGB32 and RGBA the array is a view of ``data``.
 
-    Raises CannotDecode if the format is none, ``data`` is shorter than its lines, or a palette is
-    missing or has not all the colours.
+    Raises CannotDecode if it has no pixels, the format is none, ``data`` is shorter than its lines,
+    or a palette is missing or has not all the colours.
     """
     lines = _lines(data, width, height, stride, format)
     if not top_down:
@@ -109,6 +109,12 @@ def line_bytes(format: int, width: int) -> int:
     return (width * _BITS[Format(format)] + 7) // 8
 
 
+def expect_pixels(width: int, height: int) -> None:
+    """Raise CannotDecode if a picture has none."""
+    if width < 1 or height < 1:
+        raise CannotDecode(f"a picture of {width}x{height} pixels")
+
+
 def as_bytes(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """Words 0xAARRGGBB as their bytes B, G, R, A; the same memory."""
     little: NDArray[np.uint32] = np.ascontiguousarray(words, "<u4")
@@ -117,6 +123,7 @@ def as_bytes(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
 
 def _lines(data: Data, width: int, height: int, stride: int, format: int) -> NDArray[np.uint8]:
     """What the lines have of pixels: (height, bytes)."""
+    expect_pixels(width, height)
     least = line_bytes(format, width)
     if stride < least:
         raise CannotDecode(f"a stride of {stride} bytes for lines of {least}")

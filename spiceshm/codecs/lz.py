@@ -322,7 +322,8 @@ def expect_end(body: bytes, at: int) -> None:
 
 
 def expect_size(said: tuple[int, int], width: int, height: int) -> None:
-    """Raise CannotDecode if its data are of a picture of another size."""
+    """Raise CannotDecode if its data are of a picture of another size, or of none."""
+    bitmap.expect_pixels(width, height)
     if said != (width, height):
         raise CannotDecode(f"its data are of {said[0]}x{said[1]} pixels")
 
