@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 from spiceshm import codecs
-from spiceshm.codecs import bitmap, glz, jit, jpeg, lz, tokens
+from spiceshm.codecs import bitmap, glz, jit, jpeg, lz, quic, tokens
 from spiceshm.errors import CannotDecode
 from tests.test_codecs import noise, pictures, text
 
@@ -50,9 +50,12 @@ some = partial(
 
 @pytest.fixture(params=LOOPS if jit.AVAILABLE else ["python"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """LZ and GLZ are read by the one or the other."""
+    """LZ, GLZ and QUIC are read by the one or the other."""
     if request.param == "compiled":
         jit.prepare()
+    else:  # QUIC is read by what is compiled, only more slowly
+        monkeypatch.setattr(jit, "compiled", lambda loop: loop)
+        monkeypatch.setattr(jit, "AVAILABLE", True)
     monkeypatch.setattr(lz, "read", LOOPS[request.param].lz)
     monkeypatch.setattr(glz, "read", LOOPS[request.param].glz)
     return str(request.param)
@@ -103,8 +106,14 @@ def all_sent(path: Path) -> list[Sent]:
     return [sent(body) for number, body in recording(path).messages if number == 304]
 
 
-BITMAP, LZ_RGB, GLZ_RGB, JPEG, ZLIB_GLZ, JPEG_ALPHA, LZ4 = 0, 101, 102, 105, 107, 108, 109
-HEAD = {BITMAP: 18, LZ_RGB: 4, GLZ_RGB: 4, JPEG: 4, ZLIB_GLZ: 8, JPEG_ALPHA: 9, LZ4: 4}
+BITMAP, QUIC, LZ_RGB, GLZ_RGB = 0, 1, 101, 102
+JPEG, ZLIB_GLZ, JPEG_ALPHA, LZ4 = 105, 107, 108, 109
+HEAD = {
+    BITMAP: 18,
+    ZLIB_GLZ: 8,
+    JPEG_ALPHA: 9,
+    **dict.fromkeys((QUIC, LZ_RGB, GLZ_RGB, JPEG, LZ4), 4),
+}
 """Bytes of the content before those that are decoded: what the message says of them."""
 
 LOSSY = (JPEG, JPEG_ALPHA)
@@ -117,6 +126,8 @@ def decoded(image: Sent, dictionary: glz.Dictionary) -> np.ndarray:
         case 0:
             kind, flags, _, _, stride, _ = struct.unpack("<BBIIII", head)
             return bitmap.decode(body, *size, stride=stride, format=kind, top_down=flags & 4 > 0)
+        case 1:
+            return quic.decode(body, *size)
         case 101:
             return lz.decode(body, *size)
         case 102:
@@ -139,6 +150,8 @@ WHAT = {
     "qemu-lz4": {LZ4: 1},
     "qemu-jpeg": {JPEG: 20},
     "qemu-zlib-glz": {LZ_RGB: 1, GLZ_RGB: 1, ZLIB_GLZ: 31},
+    "qemu-quic": {QUIC: 1},
+    "xspice-quic": {QUIC: 9},
     "xspice-lz": {LZ_RGB: 9},
     "xspice-glz": {LZ_RGB: 1, GLZ_RGB: 8},
     "xspice-lz4": {LZ4: 5, BITMAP: 4},
@@ -175,7 +188,7 @@ def small_ones() -> Iterator[tuple[str, Sent, glz.Dictionary]]:
     """The smallest image of every type and server, and what came before it."""
     for path in RECORDINGS:
         images = all_sent(path)
-        for kind in {image.type for image in images} - {LZ_RGB} | {images[-1].type}:
+        for kind in {image.type for image in images[1:]}:
             which = min(
                 (nth for nth, image in enumerate(images) if image.type == kind and nth > 1),
                 key=lambda nth: len(images[nth].content),
@@ -197,11 +210,11 @@ def test_an_image_cut_off_anywhere_is_an_error_or_the_same(loops: str) -> None:
                 again = decoded(image._replace(content=image.content[:size]), dictionary)
             except CannotDecode:
                 continue
-            # What is behind the last line of a bitmap, or of a JPEG its end marker.
-            assert image.type in (BITMAP, *LOSSY), name
+            # What is behind the last line of a bitmap, of a JPEG its end marker, of QUIC zeroes.
+            assert image.type in (BITMAP, QUIC, *LOSSY), name
             assert np.array_equal(again, whole), name
         tried.add(image.type)
-    assert tried == {BITMAP, LZ_RGB, GLZ_RGB, JPEG, ZLIB_GLZ, JPEG_ALPHA, LZ4}
+    assert tried == {BITMAP, QUIC, LZ_RGB, GLZ_RGB, JPEG, ZLIB_GLZ, JPEG_ALPHA, LZ4}
 
 
 # What our encoders write

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def lz(body: bytes, at: int, count: int, unit: int) -> tuple[NDArray[np.uint32],
     """What `tokens.lz` does; a word for each unit."""
     out = _room(count, len(body) - at)
     data = np.frombuffer(body, np.uint8)
-    return out, _place(_compiled().lz(data, at, out, unit, bias(unit)))
+    return out, _place(compiled(_lz)(data, at, out, unit, bias(unit)))
 
 
 def glz(
@@ -55,20 +55,20 @@ def glz(
     first, while the literals are placed; then come those of each earlier image, and those in this
     one last, when all is there that they may repeat.
     """
-    compiled = _compiled()
+    copy = compiled(_copy)
     out = _room(count, len(body) - at)
     data = np.frombuffer(body, np.uint8)
     matches = np.empty(((len(body) - at) // 3 + 1, 4), np.int32)
-    end, many = compiled.glz(data, at, out, unit, bias(unit), matches)
+    end, many = compiled(_glz)(data, at, out, unit, bias(unit), matches)
     _place(end)
     matches = matches[:many]
     foreign = matches[matches[:, 1] > 0]
     foreign = foreign[np.argsort(foreign[:, 1], kind="stable")]
     images, starts = np.unique(foreign[:, 1], return_index=True)
     for image, some in zip(images.tolist(), np.split(foreign, starts[1:]), strict=False):
-        _place(compiled.copy(some, out, earlier(image), False))
+        _place(copy(some, out, earlier(image), False))
     own = matches[matches[:, 1] == 0]
-    _place(compiled.copy(own, out, out, True))
+    _place(copy(own, out, out, True))
     return out, end
 
 
@@ -85,23 +85,15 @@ def _place(result: int) -> int:
     return result
 
 
-class _Loops(NamedTuple):
-    lz: Callable[..., int]
-    glz: Callable[..., tuple[int, int]]
-    copy: Callable[..., int]
-
-
 @functools.cache
-def _compiled() -> _Loops:
+def compiled(loop: Any) -> Any:
+    """``loop``, which takes arrays and numbers, as machine code."""
     import numba  # slow to import
 
-    def compile(loop: Any) -> Any:
-        try:
-            return numba.njit(nogil=True, cache=True)(loop)
-        except RuntimeError:  # nowhere to keep it
-            return numba.njit(nogil=True)(loop)
-
-    return _Loops(compile(_lz), compile(_glz), compile(_copy))
+    try:
+        return numba.njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # nowhere to keep it
+        return numba.njit(nogil=True)(loop)
 
 
 # What is compiled. Sums of numpy's small integers would be small integers too: hence int().
