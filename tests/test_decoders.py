@@ -630,6 +630,31 @@ def test_glz_that_lies(loops: str) -> None:
     refused("it repeats image 7, which is of another type", read, other, 100, 1)
 
 
+def quic_header(kind: int, width: int, height: int) -> bytes:
+    return struct.pack("<5I", 0x43495551, 0, kind, width, height)
+
+
+def test_quic_that_lies(loops: str) -> None:
+    head = quic_header(4, 3, 4)
+    black = b"\xff\x80\x80\x80" + b"\xff" * 400
+    good = head + black[:8] + bytes(4)
+    assert not quic.decode(good, 3, 4).any()
+    refused("its data end before its header", quic.decode, good[:19], 3, 4)
+    refused("its data end before its last pixel", quic.decode, good[:20] + black[:4], 3, 4)
+    refused("its data end before its last pixel", quic.decode, head + bytes(4), 3, 4)
+    refused("its data are no QUIC", quic.decode, b"!" + good[1:], 3, 4)
+    refused("its data are of 3x4 pixels", quic.decode, good, 4, 3)
+    for kind in (0, 1, 6):
+        refused(f"unknown QUIC type {kind}", quic.decode, quic_header(kind, 3, 4) + good, 3, 4)
+    wide = quic_header(4, 200, 2) + black
+    refused("a run that goes on behind the end of its line", quic.decode, wide, 200, 2)
+
+
+def test_quic_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "AVAILABLE", False)
+    refused("the package numba is not installed", quic.decode, quic_header(4, 4, 3), 4, 3)
+
+
 def test_zlib_that_lies() -> None:
     dictionary = glz.Dictionary(1000)
     body = glz_plain(7, 0)
