@@ -110,8 +110,8 @@ def line_bytes(format: int, width: int) -> int:
 
 
 def expect_pixels(width: int, height: int) -> None:
-    """Raise CannotDecode if a picture has none."""
-    if width < 1 or height < 1:
+    """Raise CannotDecode if a picture has none, or more than 32 bits can count."""
+    if not 1 <= width * height < 1 << 31:
         raise CannotDecode(f"a picture of {width}x{height} pixels")
 
 

@@ -1,8 +1,8 @@
 """`tokens` compiled by numba, where that is installed: faster by more than ten times, and other
 threads run meanwhile.
 
-The first image of a process waits until numba is imported and what it compiled is loaded: half a
-second, and two or three more the very first time. `prepare` does that beforehand.
+The first image of a process waits until numba is imported and what it compiled is loaded: a second,
+and a few more the very first time. `prepare` does that beforehand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REASONS = {-1: ENDS_EARLY, -2: TOO_MANY, -3: BEFORE_FIRST, -4: OUTSIDE}
 
 
 def prepare() -> None:
-    """Have everything compiled, which takes seconds the first time: call it in a thread."""
+    """Have LZ and GLZ compiled, which takes seconds the first time: call it in a thread."""
     lz(bytes(4), 0, 1, 3)
     glz(b"\0\0\0\0\x20\0\1", 0, 2, 3, lambda _: np.zeros(1, np.uint32))
 
@@ -96,7 +96,8 @@ def compiled(loop: Any) -> Any:
         return numba.njit(nogil=True)(loop)
 
 
-# What is compiled. Sums of numpy's small integers would be small integers too: hence int().
+# What is compiled: nobody looks whether an index is inside of an array, so every one is looked at
+# here. Sums of numpy's small integers would be small integers too: hence int().
 
 
 def _lz(data: Any, at: int, out: Any, unit: int, bias: int) -> int:

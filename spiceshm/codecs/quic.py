@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .bitmap import Data
 
 _HEADER = struct.Struct("<5I")
+_START = 8 * _HEADER.size
+"""Bits before the first line."""
+
 _MAGIC, _VERSION = 0x43495551, 0
 _RGB16, _RGBA = 2, 5
 _LIMIT = 26
@@ -76,7 +79,8 @@ def decode(data: Data, width: int, height: int) -> NDArray[np.uint8]:
     if not jit.AVAILABLE:
         raise CannotDecode("the package numba is not installed")
     used = len(body) // 4
-    if 96 * (width + height - 1) > 32 * (32 * used - 8 * _HEADER.size):
+    # The first line and the first column have no runs, and no code is shorter than a bit.
+    if 3 * (width + height - 1) > 32 * used - _START:
         raise CannotDecode(tokens.ENDS_EARLY)
     words = np.zeros(used + _AHEAD, np.int64)
     words[:used] = np.frombuffer(body, "<u4", used)
@@ -155,17 +159,20 @@ def read(
     The channels are R, G, B and A here, and the colours are one picture, alpha the other. What is
     kept of each picture is how many pixels go by without counting (``wait``), how many random
     numbers were used, how rarely it is counted (``rare``) and how long still (``left``), and how
-    long runs were.
+    long runs were. It is one piece because compiled code that calls other such is not kept well.
+
+    Nobody looks whether an index is inside of an array once this is compiled. Numbers are cut to
+    what the tables have; and a pixel or a run that begins before ``end`` needs no more than the
+    zeroes behind it, which end a run.
     """
     height, width = picture.shape[0], picture.shape[1]
     bits = len(prefix)
     values = (1 << bits) - 1
     line = np.zeros((4, width), np.int64)
     above = np.zeros((4, width), np.int64)
-    at = 160
-    numbers = np.zeros(
-        (4, width + 1), np.int64
-    )  # by how large they are on the left, hence one more
+    at = _START
+    numbers = np.zeros((4, width + 1), np.int64)
+    """Of each pixel's left neighbour: those of the line begin at 1."""
     counts = np.zeros((4, bits, bits), np.int64)
     best = np.full((4, bits), bits - 1)
     state = np.zeros((2, 5), np.int64)
