@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import trio
     from numpy.typing import NDArray
 
-    from .client import Cursor, Frame, Sharing
+    from .client import Compressing, Cursor, Frame, Sharing
     from .region import Rect
     from .transport import Address
 
@@ -240,6 +240,10 @@ def connect(
     view_only: bool = False,
     keyboard: str = "us",
     wait_server: float = 0.0,
+    compression: Compressing = "auto",
+    cache_pixels: int = 0,
+    video: bool = False,
+    strict: bool = False,
 ) -> RemoteDisplay:
     host = Host(the_loop(), address or "the default server")
     remote = host.open(
@@ -251,6 +255,10 @@ def connect(
             view_only=view_only,
             keyboard=keyboard,
             wait_server=wait_server,
+            compression=compression,
+            cache_pixels=cache_pixels,
+            video=video,
+            strict=strict,
         )
     )
     host.name = str(remote.address)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from spiceshm.client.display import DisplayChannel
+from spiceshm.client.wishes import Wishes
 from spiceshm.errors import LocalProtocolError, RemoteProtocolError
 from spiceshm.fds import Descriptor
 from spiceshm.protocol import (
@@ -639,7 +640,7 @@ async def test_client_refuses_an_offer(row: Row) -> None:
 def answer_of(machine: ClientDisplay, offer: Message, *, wanted: bool = True) -> bytes:
     """What the client answers an offer, by the code that answers servers."""
     assert isinstance(offer, ShmOffer)
-    remote = DisplayChannel(parse_address("unix:/nowhere"), "auto" if wanted else "off", 3)
+    remote = DisplayChannel(parse_address("unix:/nowhere"), Wishes("auto" if wanted else "off", 3))
     remote._machine = machine
     remote._answer(offer)
     [answer] = machine.data_to_send()

@@ -36,6 +36,9 @@ exit status: 0 done, 1 could not run, 2 wrong options, 3 memory is not shared (-
 4 what was waited for did not come in time, 5 the server went away, 130 actions were interrupted."""
 
 
+COMPRESSIONS = ("auto", "off", "lz4", "lz", "glz", "quic", "auto-lz", "auto-glz")
+
+
 def _options() -> argparse.ArgumentParser:
     options = parser(NAME, DESCRIPTION, EXAMPLES)
     options.add_argument(
@@ -67,6 +70,29 @@ def _options() -> argparse.ArgumentParser:
     sharing.add_argument("--no-shm", action="store_true", help="refuse shared memory")
     sharing.add_argument(
         "--require-shm", action="store_true", help="end with status 3 if memory is not shared"
+    )
+    ordinary = options.add_argument_group("servers that do not share memory")
+    ordinary.add_argument(
+        "--compression",
+        choices=COMPRESSIONS,
+        default="auto",
+        help="how they shall pack images; auto: not at all over a Unix socket, lz4 over TCP",
+    )
+    ordinary.add_argument(
+        "--cache-pixels",
+        type=count,
+        default=0,
+        metavar="N",
+        help="keep N pixels of images that a server may show again (default: none)",
+    )
+    ordinary.add_argument(
+        "--video", action="store_true", help="let them send moving parts as MJPEG, which loses some"
+    )
+    ordinary.add_argument(
+        "--strict",
+        action="store_true",
+        help="end with status 1 when an image cannot be decoded; else it is told of once, and what "
+        "it should have covered stays as it was",
     )
     options.add_argument(
         "--wait-server",

@@ -6,8 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ..client import RemoteDisplay, Sharing, connect
+from ..client.wishes import Wishes
 from ..errors import MemoryRefused
-from .common import NotShared, read_password
+from .common import NotShared, UsageError, read_password
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +23,11 @@ async def connected(arguments: argparse.Namespace) -> AsyncIterator[RemoteDispla
     if arguments.no_shm or arguments.require_shm:
         shm = "off" if arguments.no_shm else "require"
     try:
+        # Only for a package that is missing: all else the options have seen to.
+        Wishes(compression=arguments.compression).check()
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+    try:
         async with connect(
             arguments.uri,
             password=password,
@@ -29,6 +35,10 @@ async def connected(arguments: argparse.Namespace) -> AsyncIterator[RemoteDispla
             view_only=arguments.view_only,
             keyboard=arguments.keyboard,
             wait_server=arguments.wait_server or 0.0,
+            compression=arguments.compression,
+            cache_pixels=arguments.cache_pixels,
+            video=arguments.video,
+            strict=arguments.strict,
         ) as display:
             yield display
     except MemoryRefused as error:

@@ -8,9 +8,9 @@ when first used: `inputs` for keys and pointer, which `keyboard` makes of text a
 """
 
 from .cursor import Cursor
-from .display import Sharing
 from .frame import Frame
 from .remote import Frames, RemoteDisplay
 from .session import connect
+from .wishes import Compressing, Sharing
 
-__all__ = ["Cursor", "Frame", "Frames", "RemoteDisplay", "Sharing", "connect"]
+__all__ = ["Compressing", "Cursor", "Frame", "Frames", "RemoteDisplay", "Sharing", "connect"]

@@ -14,17 +14,19 @@ import logging
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import trio
 
 from .. import region
+from ..codecs import glz
 from ..errors import (
+    CannotDecode,
     Disconnected,
     FramesHeld,
     MemoryRefused,
-    ProtocolError,
     Refusal,
     SpiceShmError,
 )
@@ -32,7 +34,8 @@ from ..memory import MappedSegment
 from ..protocol import ClientDisplay, ClientLink
 from ..wire import Message, display, shm
 from ..wire.shm import ShmDamage, ShmOffer
-from ..wire.types import Compression, DisplayCap
+from ..wire.types import DisplayCap
+from . import images
 from .canvas import Canvas
 from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
@@ -43,8 +46,11 @@ if TYPE_CHECKING:
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
+    from .canvas import Drawn
+    from .reading import End
     from .remote import Frames
     from .surfaces import Surface
+    from .wishes import Wishes
 
 log = logging.getLogger("spiceshm.client")
 
@@ -56,8 +62,6 @@ KEEP_S = 0.02
 HELD_WARNING_S = 1.0
 HELD_LIMIT_S = 5.0
 
-Sharing = Literal["auto", "off", "require"]
-
 
 class DisplayChannel:
     """The display channel's end; `RemoteDisplay` is what a program sees of it.
@@ -67,7 +71,7 @@ class DisplayChannel:
     mapped; the frames so far said that ``pixel_bytes`` of pixels had changed.
     """
 
-    def __init__(self, address: Address, shm_wish: Sharing, credits: int) -> None:
+    def __init__(self, address: Address, wishes: Wishes) -> None:
         self.address = address
         self.width = 0
         self.height = 0
@@ -75,8 +79,7 @@ class DisplayChannel:
         self.reason: str | None = None
         self.segment_bytes = 0
         self.pixel_bytes = 0
-        self.wish = shm_wish
-        self._credits = credits
+        self.wishes = wishes
         self._looked = -1  # the serial of the last frame that was given
         self._delivered = 0  # when the last keys or moves were
         self.changes = Changes()
@@ -85,7 +88,10 @@ class DisplayChannel:
         self._reading: Reading | None = None
         self._machine = ClientDisplay()
         self._segments: dict[int, MappedSegment] = {}
-        self._canvas = Canvas()
+        earlier = glz.Dictionary(wishes.glz_pixels)
+        self._canvas = Canvas(
+            cache_pixels=wishes.cache_pixels, decode=partial(images.decode, earlier=earlier)
+        )
         self._shown: Surface | None = None
         self._unreadable: set[str] = set()
         self._new_canvas = False
@@ -109,11 +115,6 @@ class DisplayChannel:
     def shared(self) -> bool:
         """Whether frames are read in place from the server's memory."""
         return self._machine.shared
-
-    @property
-    def stale(self) -> list[region.Rect]:
-        """Where the picture is not what the server drew, for want of something that decodes it."""
-        return list(self._shown.stale) if self._shown is not None else []
 
     @property
     def wire_bytes(self) -> int:
@@ -145,8 +146,10 @@ class DisplayChannel:
                 else "memory cannot be shared over TCP"
             )
         if DisplayCap.PREF_COMPRESSION in link.caps:
-            self._machine.send(display.PreferredCompression(Compression.OFF))
-        self._machine.send(display.DisplayInit(0, 0, 0, 0))
+            # Before INIT: so the first image obeys it.
+            preferred = self.wishes.preferred(is_unix=stream.is_unix)
+            self._machine.send(display.PreferredCompression(preferred))
+        self._machine.send(self.wishes.init)
         self._flush()
 
     async def first_frame(self) -> None:
@@ -184,7 +187,7 @@ class DisplayChannel:
         assert self._reading is not None
         return self._reading
 
-    def fail(self, error: ProtocolError | Disconnected) -> None:
+    def fail(self, error: End) -> None:
         """The connection is over: whoever waits is told why."""
         if self._reading is not None:
             self._reading.fail(error)
@@ -254,7 +257,7 @@ class DisplayChannel:
             fault = self._machine.fault(offer)
             if fault:
                 raise MemoryRefused(f"the offer's {fault} is malformed", Refusal.MALFORMED)
-            if self.wish == "off":
+            if self.wishes.shm == "off":
                 raise MemoryRefused("shared memory was not wanted", Refusal.NOT_WANTED)
             if offer.handle != shm.HANDLE_DESCRIPTOR:
                 raise MemoryRefused(f"memory of kind {offer.handle} is not known", Refusal.HANDLE)
@@ -269,7 +272,7 @@ class DisplayChannel:
                 descriptor.close()
         self._segments[offer.segment_id] = segment
         self.segment_bytes += segment.size
-        self._machine.accept(offer, segment.token, min(self._credits, offer.credits))
+        self._machine.accept(offer, segment.token, min(self.wishes.credits, offer.credits))
 
     def _damage(self, damage: ShmDamage) -> None:
         # The machine has checked all of the message, and may be further on than this one is.
@@ -292,12 +295,20 @@ class DisplayChannel:
 
     def _draw(self, message: Message) -> None:
         drawn = self._canvas.receive(message)
-        if drawn.rects and drawn.surface_id == 0:
-            self._just_drawn += drawn.rects
+        changed = drawn.rects or drawn.stale  # over there the latter look otherwise, too
+        if changed and drawn.surface_id == 0:
+            self._just_drawn += changed
             self.pixel_bytes += region.area(drawn.rects) * 4
-        if drawn.why and drawn.why not in self._unreadable:
+        if drawn.why:
+            self._cannot_draw(message, drawn)
+
+    def _cannot_draw(self, message: Message, drawn: Drawn) -> None:
+        problem = f"{message.title}: {drawn.why}: {drawn.detail}"
+        if self.wishes.strict:
+            raise CannotDecode(problem)
+        if drawn.why not in self._unreadable:
             self._unreadable.add(drawn.why)
-            log.warning("%s: cannot draw %s: %s", self.address, drawn.why, drawn.detail)
+            log.warning("%s: %s; shown there is what was there before", self.address, problem)
 
     def _show_canvas(self, canvas: Surface) -> None:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
@@ -309,6 +320,8 @@ class DisplayChannel:
         self._pending = Frame(
             pixels, rects, serial=self._ordinary_serial, published=0, full=full, lent=False
         )
+        if canvas.stale:
+            self._pending.stale = np.array(canvas.stale, "<i4").reshape(-1, 4)
 
     # Frames
 

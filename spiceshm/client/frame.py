@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _MOST_FREE = 2
 
+_NOWHERE = np.empty((0, 4), "<i4")
+_NOWHERE.flags.writeable = False
+
 
 def page_aligned(height: int, width: int) -> NDArray[np.uint8]:
     """Zeroed (height, width, 4) uint8 that begins on a page.
@@ -40,7 +43,9 @@ class Frame:
     each row top, left, bottom, right; bottom and right exclusive; rectangles may overlap. ``full``
     means that everything may have changed, the size too: forget what you knew of earlier frames.
     ``serial`` rises from frame to frame; numbers may be skipped. ``published`` is CLOCK_MONOTONIC
-    in ns when the server made it current, 0 in ordinary SPICE.
+    in ns when the server made it current, 0 in ordinary SPICE. ``stale`` is where the picture is
+    not what the server shows, because something that it drew there could not be decoded: an array
+    as ``rects`` is, whether new in this frame or not; empty where memory is shared.
 
     With shared memory the pixels are the server's own, read in place; the server reuses them only
     when the frame has been released *and* no view of `pixels` is left. So a view that you keep
@@ -59,6 +64,7 @@ class Frame:
         "published",
         "rects",
         "serial",
+        "stale",
     )
 
     def __init__(
@@ -77,6 +83,7 @@ class Frame:
         self.serial = serial
         self.published = published
         self.full = full
+        self.stale = _NOWHERE
         self.kept = False
         self._arrived = time.monotonic_ns()
 

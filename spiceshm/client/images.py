@@ -1,16 +1,13 @@
-"""What the images of a display channel show; everything that decodes them is called from `decode`.
-
-Raw bitmaps are read here. Of other types it is known what they are called and whether they have
-alpha, which their data say near the beginning.
-"""
+"""What the images of a display channel show: `decode` calls the codec that each type has."""
 
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..codecs import bitmap, glz, jpeg, lz, lz4, quic
 from ..errors import CannotDecode
 from ..wire import display
 from ..wire.types import BitmapFormat, ImageType
@@ -46,15 +43,64 @@ class Unread(NamedTuple):
     why: str
 
 
-def decode(image: display.Image, palette: Sequence[int] | None) -> NDArray[np.uint8]:
+def decode(
+    image: display.Image, palette: Sequence[int] | None, earlier: glz.Dictionary | None = None
+) -> NDArray[np.uint8]:
     """The picture (height, width, 4) of an image: bytes B, G, R and X or A, the top line first.
 
-    It may be a view of the image's data. ``palette`` are colours 0xRRGGBB. Images that are a
-    surface or in the cache have none. Raises CannotDecode.
+    It may be a view of the image's data. ``palette`` are colours 0xRRGGBB; ``earlier`` has what GLZ
+    may repeat of the images before. Images that are a surface or in the cache have none of their
+    own. Raises CannotDecode.
     """
-    if not isinstance(image.content, display.Bitmap):
-        raise CannotDecode("nothing here can decode it")
-    return _bitmap(image.content, palette)
+    width, height = image.width, image.height
+    match image.content:
+        case display.Bitmap() as raw:
+            return bitmap.decode(
+                raw.data,
+                raw.x,
+                raw.y,
+                stride=raw.stride,
+                format=raw.format,
+                top_down=bool(raw.flags & display.BITMAP_TOP_DOWN),
+                palette=palette,
+            )
+        case display.LzPalette() as packed:
+            return lz.decode(packed.data, width, height, palette)
+        case display.ZlibGlz() as packed:
+            size = packed.glz_data_size
+            return glz.decode_zlib(packed.data, width, height, size, _dictionary(earlier))
+        case display.JpegAlpha() as both:
+            return jpeg.decode_alpha(
+                both.data,
+                width,
+                height,
+                colour_size=both.jpeg_size,
+                top_down=bool(both.flags & display.JPEG_ALPHA_TOP_DOWN),
+            )
+        case display.ImageData() as packed:
+            return _packed(image.type, packed.data, width, height, earlier)
+    raise CannotDecode("nothing here can decode it")
+
+
+def _packed(
+    kind: int, data: bytes, width: int, height: int, earlier: glz.Dictionary | None
+) -> NDArray[np.uint8]:
+    match kind:
+        case ImageType.LZ_RGB:
+            return lz.decode(data, width, height)
+        case ImageType.GLZ_RGB:
+            return glz.decode(data, width, height, _dictionary(earlier))
+        case ImageType.LZ4:
+            return lz4.decode(data, width, height)
+        case ImageType.JPEG:
+            return jpeg.decode(data, width, height)
+        case ImageType.QUIC:
+            return quic.decode(data, width, height)
+    raise CannotDecode("nothing here can decode it")
+
+
+def _dictionary(earlier: glz.Dictionary | None) -> glz.Dictionary:
+    return earlier if earlier is not None else glz.Dictionary(0)
 
 
 def picture(image: display.Image, palette: Sequence[int] | None, decoder: Decode) -> Picture:
@@ -67,11 +113,14 @@ def picture(image: display.Image, palette: Sequence[int] | None, decoder: Decode
     return Picture(words, alpha)
 
 
-def mask(bitmap: display.Bitmap) -> Mask:
+def mask(raw: display.Bitmap) -> Mask:
     """A bitmap of one bit a pixel as a mask. Raises CannotDecode if it is another."""
-    if bitmap.format not in (BitmapFormat.BIT_LE, BitmapFormat.BIT_BE):
-        raise CannotDecode(f"a mask in bitmap format {bitmap.format}")
-    return Mask(_numbers(_lines(bitmap), bitmap).view(np.bool_))
+    top_down = bool(raw.flags & display.BITMAP_TOP_DOWN)
+    return Mask(
+        bitmap.decode_mask(
+            raw.data, raw.x, raw.y, stride=raw.stride, format=raw.format, top_down=top_down
+        )
+    )
 
 
 def name_of(image: display.Image) -> str:
@@ -114,73 +163,3 @@ def _inflated(data: bytes, size: int) -> bytes:
         return zlib.decompressobj().decompress(data, size)
     except zlib.error:
         return b""
-
-
-# Raw bitmaps
-
-
-def _bitmap(bitmap: display.Bitmap, palette: Sequence[int] | None) -> NDArray[np.uint8]:
-    lines, kind = _lines(bitmap), bitmap.format
-    if kind in (BitmapFormat.XRGB, BitmapFormat.ARGB):
-        return lines[:, : bitmap.x * 4].reshape(bitmap.y, bitmap.x, 4)
-    if kind == BitmapFormat.RGB24:
-        wide = np.zeros((bitmap.y, bitmap.x, 4), np.uint8)
-        wide[..., :3] = lines[:, : bitmap.x * 3].reshape(bitmap.y, bitmap.x, 3)
-        return wide
-    if kind == BitmapFormat.RGB16:
-        cells = np.ascontiguousarray(lines[:, : bitmap.x * 2]).view("<u2")
-        return _as_bytes(of_555(cells.astype(np.uint32)))
-    if kind == BitmapFormat.A8:
-        return _as_bytes(lines[:, : bitmap.x].astype(np.uint32) << np.uint32(24))
-    if not BitmapFormat.BIT_LE <= kind <= BitmapFormat.BYTE:
-        raise CannotDecode(f"unknown bitmap format {kind}")
-    numbers = _numbers(lines, bitmap)
-    if palette is None:
-        raise CannotDecode("a palette is missing")
-    if (highest := int(numbers.max())) >= len(palette):
-        raise CannotDecode(f"colour {highest} of a palette of {len(palette)}")
-    return _as_bytes(np.asarray(palette, np.uint32)[numbers])
-
-
-def _lines(bitmap: display.Bitmap) -> NDArray[np.uint8]:
-    """Lines of bytes (y, stride), the top one first."""
-    lines = np.frombuffer(bitmap.data, np.uint8).reshape(bitmap.y, bitmap.stride)
-    return lines if bitmap.flags & display.BITMAP_TOP_DOWN else lines[::-1]
-
-
-def _numbers(lines: NDArray[np.uint8], bitmap: display.Bitmap) -> NDArray[np.uint8]:
-    """The numbers (y, x) that pixels of up to 8 bits are."""
-    if bitmap.format == BitmapFormat.BYTE:
-        return lines[:, : bitmap.x]
-    if bitmap.format == BitmapFormat.BIT_LE:
-        return np.unpackbits(lines, axis=1, count=bitmap.x, bitorder="little")
-    if bitmap.format == BitmapFormat.BIT_BE:
-        return np.unpackbits(lines, axis=1, count=bitmap.x)
-    halves = [lines & 15, lines >> 4]
-    if bitmap.format == BitmapFormat.NIBBLE_BE:
-        halves.reverse()
-    return np.stack(halves, axis=2).reshape(bitmap.y, -1)[:, : bitmap.x]
-
-
-def of_555(words: Any) -> Words:
-    """Words x555 as 0xRRGGBB; the upper bits of a channel are its lower ones too."""
-    return _widened(words >> 10 & 31, words >> 5 & 31, words & 31)
-
-
-def of_565(words: Any) -> Words:
-    """Words 565 as 0xRRGGBB."""
-    green = words >> 5 & 63
-    coarse = _widened(words >> 11 & 31, green >> 1, words & 31)
-    exact: Words = coarse & np.uint32(0xFF00FF) | (green << 2 | green >> 4) << 8
-    return exact
-
-
-def _widened(red: Any, green: Any, blue: Any) -> Words:
-    red, green, blue = ((part << 3 | part >> 2) for part in (red, green, blue))
-    words: Words = red << 16 | green << 8 | blue
-    return words
-
-
-def _as_bytes(words: Words) -> NDArray[np.uint8]:
-    little: NDArray[np.uint32] = np.ascontiguousarray(words, "<u4")
-    return little[..., None].view(np.uint8)

@@ -7,11 +7,17 @@ hand-shakes, for there is work to do whenever something comes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from ..errors import Disconnected, ProtocolError, RemoteProtocolError, SpiceShmError
+from ..errors import (
+    CannotDecode,
+    Disconnected,
+    ProtocolError,
+    RemoteProtocolError,
+    SpiceShmError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +26,10 @@ if TYPE_CHECKING:
     from ..protocol import ClientDisplay
     from ..transport import Address, Stream
 
+End: TypeAlias = ProtocolError | Disconnected | CannotDecode
+"""What ends a connection: a peer's breach, its going, or what the program did not want to miss."""
+
+ENDS = (ProtocolError, Disconnected, CannotDecode)
 HANDSHAKE_S = 10.0
 AWAY_S = 0.1
 """After so long without somebody who waits for frames the channel is read in the background."""
@@ -28,7 +38,7 @@ IDLE_S = 0.01
 
 
 class Reading:
-    """``take`` is called with what came, and raises ProtocolError for what is not allowed."""
+    """``take`` is called with what came, and raises what ends the connection."""
 
     def __init__(
         self,
@@ -65,7 +75,7 @@ class Reading:
         """Wake whoever waits: something came."""
         self._arrived.set()
 
-    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
+    def fail(self, error: End) -> SpiceShmError:
         """The connection is over: whoever waits is told why. Returns the first such error."""
         if self.failure is None:
             error.args = (f"{self._address}: {error}",)
@@ -98,7 +108,7 @@ class Reading:
         self.program_reads = True
         try:
             self._take(*await self._stream.receive())
-        except (ProtocolError, Disconnected) as error:
+        except ENDS as error:
             raise self.fail(error) from None
         finally:
             self.program_reads = False
@@ -120,7 +130,7 @@ class Reading:
             received = self._stream.receive_now()
             if received is not None:
                 self._take(*received)
-        except (ProtocolError, Disconnected) as error:
+        except ENDS as error:
             raise self.fail(error) from None
         if not self._may_be_left_to_program:
             self._needed.set()

@@ -15,7 +15,6 @@ from ..errors import (
     Disconnected,
     LinkRefused,
     MemoryRefused,
-    ProtocolError,
     SpiceShmError,
     Timeout,
 )
@@ -23,14 +22,14 @@ from ..nursery import open_nursery
 from ..protocol import Channel, ClientLink
 from ..transport import Address, Stream, default_address, open_stream, parse_address
 from ..wire import Message, Sender, main
-from ..wire.shm import MAX_CREDITS
-from ..wire.types import ChannelType, DisplayCap, LinkError, MouseMode
+from ..wire.types import ChannelType, LinkError, MouseMode
 from .cursor import CursorChannel
-from .display import DisplayChannel, Sharing
+from .display import DisplayChannel
 from .inputs import Inputs
 from .keyboard import Keyboard
-from .reading import HANDSHAKE_S
+from .reading import ENDS, HANDSHAKE_S
 from .remote import RemoteDisplay
+from .wishes import Wishes
 
 log = logging.getLogger("spiceshm.client")
 
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from .frame import Frame
+    from .reading import End
+    from .wishes import Compressing, Sharing
 
 
 @contextlib.asynccontextmanager
@@ -53,6 +54,10 @@ async def connect(
     view_only: bool = False,
     keyboard: str = "us",
     wait_server: float = 0.0,
+    compression: Compressing = "auto",
+    cache_pixels: int = 0,
+    video: bool = False,
+    strict: bool = False,
 ) -> AsyncIterator[RemoteDisplay]:
     """Connect to a SPICE server, look at its display, and act on it.
 
@@ -66,23 +71,30 @@ async def connect(
     "fr(oss)". A server that is not there yet may come within ``wait_server`` seconds. The first
     complete picture is there when the block begins.
 
+    The rest is for servers that do not share memory. ``compression`` is what their images shall be
+    packed with: "auto" is "off" over a Unix socket and "lz4" over TCP; "quic", "auto-lz" and
+    "auto-glz" take the extra ``jit``, and the GLZ kinds may take 32 MB. ``cache_pixels`` of images
+    are kept here for a server that shows some again. ``video`` lets it send moving parts as MJPEG,
+    which is not exact. What cannot be decoded is logged once and is in `Frame.stale`; with
+    ``strict`` it ends the connection with CannotDecode.
+
     Raises AddressError, ConnectError (nobody there, refused, nothing shown within 10 s),
     RemoteProtocolError, Disconnected, and CannotType for a layout that is not to be had.
     """
-    if credits not in range(1, MAX_CREDITS + 1):
-        raise ValueError(f"credits are {credits!r}, not 1 to {MAX_CREDITS}")
-    if shm not in ("auto", "off", "require"):
-        raise ValueError(f'shm is {shm!r}, not "auto", "off" or "require"')
+    wishes = Wishes(shm, credits, compression, cache_pixels, video, strict)
+    wishes.check()
     place = parse_address(address) if address is not None else default_address()
     keys = Keyboard(keyboard)
     async with open_nursery() as nursery:
         with contextlib.ExitStack() as stack:
             try:
-                channel = DisplayChannel(place, shm, credits)
+                channel = DisplayChannel(place, wishes)
                 stack.callback(channel.close)
                 session = Session(channel, password, nursery, stack)
                 cursor = CursorChannel(session)
                 inputs = Inputs(session, keys, cursor.moved, view_only=view_only)
+                if wishes.to_compile:
+                    await trio.to_thread.run_sync(wishes.prepare)
                 with _deadline(place, wait_server):
                     await session.begin(wait_server)
                 if shm == "require" and not channel.shared:
@@ -152,7 +164,7 @@ class Session:
         For where the last frame went back to the server while a newer one was waited for.
         """
         known = self._display.changes.newest
-        channel = DisplayChannel(self._display.address, self._display.wish, 1)
+        channel = DisplayChannel(self._display.address, self._display.wishes._replace(credits=1))
         stream, link = await self.open_further(ChannelType.DISPLAY)
         channel.open(stream, link)
         async with open_nursery() as nursery:
@@ -181,12 +193,12 @@ class Session:
         async def ended() -> None:
             try:
                 await task()
-            except (ProtocolError, Disconnected) as error:
+            except ENDS as error:
                 (display or self._display).fail(error)
 
         (nursery or self._nursery).start_soon(ended)
 
-    def fail(self, error: ProtocolError | Disconnected) -> SpiceShmError:
+    def fail(self, error: End) -> SpiceShmError:
         """The connection is over: whoever waits is told why. Returns the first such error."""
         return self._display.reading.fail(error)
 
@@ -251,9 +263,7 @@ class Session:
         """
         caps: frozenset[int] = frozenset()
         if channel is ChannelType.DISPLAY:
-            caps = frozenset(
-                {DisplayCap.MONITORS_CONFIG, DisplayCap.MULTI_CODEC, DisplayCap.SHARED_MEMORY}
-            )
+            caps = self._display.wishes.caps
         with self.named():
             stream = await open_stream(self.address, descriptors=channel is ChannelType.DISPLAY)
             link = ClientLink(
@@ -291,7 +301,7 @@ class Session:
         """What goes wrong in the block says with which server."""
         try:
             yield
-        except (ProtocolError, Disconnected, LinkRefused) as error:
+        except (*ENDS, LinkRefused) as error:
             error.args = (f"{self.address}: {error}",)
             raise
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..codecs.bitmap import of_555, of_565
 from ..region import merge, subtract
 from ..wire.types import SurfaceFormat
 from .frame import page_aligned
-from .images import of_555, of_565
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +52,9 @@ class Surface:
         """A brush's or a palette's colour as a word: servers name them in the surface's format."""
         word = np.uint32(number)
         if self.format == SurfaceFormat.RGB555:
-            return np.uint32(of_555(np.atleast_1d(word))[0])
+            return np.uint32(of_555(word))
         if self.format == SurfaceFormat.RGB565:
-            return np.uint32(of_565(np.atleast_1d(word))[0])
+            return np.uint32(of_565(word))
         return word
 
     def put(self, part: Rect, words: Words | np.uint32, where: NDArray[np.bool_] | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -169,10 +169,16 @@ def widened(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return wide
 
 
-def of_555(words: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """Words x555 as 0xRRGGBB."""
-    colours: NDArray[np.uint32] = _all_555()[words & 0x7FFF]
-    return colours
+def of_555(words: Any) -> Any:
+    """Words x555, an array of integers or one, as 0xRRGGBB of uint32."""
+    return _all_555()[words & 0x7FFF]
+
+
+def of_565(words: Any) -> Any:
+    """Words 565, an array of integers or one, as 0xRRGGBB of uint32."""
+    red_and_blue = of_555(words >> 1 & 0x7FE0 | words & 0x1F) & np.uint32(0xFF00FF)
+    green = (words >> 5 & 0x3F).astype(np.uint32)
+    return red_and_blue | (green << np.uint32(2) | green >> np.uint32(4)) << np.uint32(8)
 
 
 @functools.cache

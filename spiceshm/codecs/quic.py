@@ -61,6 +61,11 @@ _RARER = 2048
 """Pixels until it is counted more rarely."""
 
 
+def prepare() -> None:
+    """Have it compiled, which takes seconds the first time: call it in a thread."""
+    decode(_HEADER.pack(_MAGIC, _VERSION, 4, 1, 1) + bytes([0, 0, 0, 255] * 2), 1, 1)
+
+
 def decode(data: Data, width: int, height: int) -> NDArray[np.uint8]:
     """The picture (height, width, 4) of a QUIC image, as `bitmap.decode` returns it.
 

@@ -79,10 +79,12 @@ class MainCap(enum.IntEnum):
 class DisplayCap(enum.IntEnum):
     """``SPICE_DISPLAY_CAP_*``: bit numbers, and ours."""
 
+    SIZED_STREAM = 0
     MONITORS_CONFIG = 1
     LZ4_COMPRESSION = 5
     PREF_COMPRESSION = 6
     MULTI_CODEC = 8
+    CODEC_MJPEG = 9
     SHARED_MEMORY = 83
 
 
