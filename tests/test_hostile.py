@@ -1865,10 +1865,10 @@ async def drawing_in_shared_memory_mode(it: HostileServer) -> None:
     await it.display.put(draw_copy())
 
 
-@fault(r"display message 303: not allowed in state SHARED")
+@fault(r"display message 321: not allowed in state SHARED")
 async def drawing_that_we_do_not_know_in_shared_memory_mode(it: HostileServer) -> None:
     await it.share()
-    await it.display.put(raw(303, bytes(50)))
+    await it.display.put(raw(321, bytes(50)))
 
 
 @fault(r"display\.surface_create: not allowed in state SHARED")

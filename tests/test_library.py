@@ -689,7 +689,8 @@ async def test_serials_go_on_where_shared_memory_ends(
             last = await until(remote, picture(step))
         serial = last.serial
         assert serial == surface.serial
-        monkeypatch.setattr(remote._channel, "wish", "off")  # it takes no more memory
+        wishes = remote._channel.wishes._replace(shm="off")  # it takes no more memory
+        monkeypatch.setattr(remote._channel, "wishes", wishes)
         surface.join(8)
         surface.draw(picture(5))
         with trio.fail_after(10):
