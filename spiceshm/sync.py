@@ -121,6 +121,11 @@ class RemoteDisplay:
         return self._remote.pixel_bytes
 
     @property
+    @_as(client.RemoteDisplay.stale)
+    def stale(self) -> list[Rect]:
+        return self._remote.stale
+
+    @property
     @_as(client.RemoteDisplay.wire_bytes)
     def wire_bytes(self) -> int:
         return self._remote.wire_bytes

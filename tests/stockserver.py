@@ -78,6 +78,10 @@ class StockServer:
         self.listed: set[ChannelType] | None = None
         self.refusal: LinkError | None = None
         self.modes, self.mode = BOTH, int(MouseMode.CLIENT)
+        self.caps: frozenset[int] = frozenset()
+        """Those of its display channel."""
+        self.drawn: tuple[Message, ...] = ()
+        """What it draws beside one pixel before it shows anything."""
         self.acks = True
         self.answers = True
         """Whether it answers requests for a mouse mode."""
@@ -114,7 +118,7 @@ class StockServer:
                             return
                         link.refuse(self.refusal)
                     else:
-                        link.accept(frozenset())
+                        link.accept(self.caps if kind is ChannelType.DISPLAY else frozenset())
                 elif event is not None:
                     link.finish(LinkError.OK)
                 stream.send(link.data_to_send())
@@ -153,7 +157,7 @@ class StockServer:
 
     async def _display(self, end: End) -> None:
         await end.find(display.DisplayInit)
-        end.put(pair.create(), pair.draw(), display.Mark())
+        end.put(pair.create(), pair.draw(), *self.drawn, display.Mark())
         await trio.sleep_forever()
 
     async def _inputs(self, end: End) -> None:

@@ -98,6 +98,7 @@ def test_the_figures_are_complete_and_right() -> None:
         "pixel_bytes",
         "shm",
         "reason",
+        "stale",
     ]
     assert figures["address"] == server.address
     assert (figures["width"], figures["height"]) == (320, 240)

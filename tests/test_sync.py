@@ -219,6 +219,7 @@ def test_frames_come_with_a_block_and_without(drawer: Drawer) -> None:
         _ = first.pixels
     assert display.pixel_bytes >= 2 * 64 * 48 * 4
     assert display.wire_bytes > 0
+    assert display.stale == []
     display.close()
     display.close()
     with spiceshm.sync.connect(drawer.address, shm="off") as display:

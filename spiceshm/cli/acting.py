@@ -19,7 +19,7 @@ from .common import UsageError, one_line, reason, until_interrupted
 from .connecting import connected
 from .options import INTERRUPTED, OK
 from .pictures import save
-from .stats import figures
+from .stats import figures, spelled
 from .steps import INPUTS, LOOKS, Step
 
 if TYPE_CHECKING:
@@ -228,10 +228,7 @@ async def _screenshot(display: RemoteDisplay, action: Action) -> dict[str, Any]:
 
 def _spelled(region: Region | None) -> str:
     """As --region has it."""
-    if region is None:
-        return "all"
-    top, left, bottom, right = region
-    return f"{left},{top},{right - left},{bottom - top}"
+    return "all" if region is None else spelled(region)
 
 
 def _inside(region: Region | None) -> str:

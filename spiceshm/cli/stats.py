@@ -13,6 +13,7 @@ from ..sources.pattern import TORN, read_stamp
 
 if TYPE_CHECKING:
     from ..client import Frame, RemoteDisplay
+    from ..region import Rect
 
 _KEPT_LATENCIES = 1 << 20
 _TABLE_S = 0.5
@@ -90,7 +91,14 @@ def figures(display: RemoteDisplay, seconds: float, looked: dict[str, Any]) -> d
         "pixel_bytes": display.pixel_bytes,
         "shm": display.shared,
         "reason": display.reason,
+        "stale": [spelled(rect) for rect in display.stale],
     }
+
+
+def spelled(region: Rect) -> str:
+    """As options have it: X,Y,W,H."""
+    top, left, bottom, right = region
+    return f"{left},{top},{right - left},{bottom - top}"
 
 
 class Table:

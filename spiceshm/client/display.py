@@ -117,6 +117,11 @@ class DisplayChannel:
         return self._machine.shared
 
     @property
+    def stale(self) -> list[region.Rect]:
+        """Where the newest picture is not what the server shows."""
+        return list(self._shown.stale) if self._shown is not None else []
+
+    @property
     def wire_bytes(self) -> int:
         """Bytes through the display channel's socket so far, both ways."""
         return self._stream.bytes_received + self._stream.bytes_sent if self._stream else 0

@@ -85,6 +85,13 @@ class RemoteDisplay:
         """Bytes through the display channel's socket so far, both ways."""
         return self._channel.wire_bytes
 
+    @property
+    def stale(self) -> list[Rect]:
+        """Where the newest picture is not what the server shows, for want of something that decodes
+        what it drew there: (top, left, bottom, right) in pixels. `Frame.stale` is that of a frame.
+        """
+        return self._channel.stale
+
     def frames(self) -> Frames:
         """Frames as they come, newest first, never a backlog: ``async for frame in ...``.
 
