@@ -44,11 +44,12 @@ def surroundings() -> dict[str, str]:
     return environment(PYTHONPATH=str(ROOT))
 
 
-def run(name: str, *arguments: object) -> str:
+def run(name: str, *arguments: object, cwd: Path | None = None) -> str:
     """Run an example to its end, which has to be a good one; what it printed."""
     done = subprocess.run(
         words(name, *arguments),
         env=surroundings(),
+        cwd=cwd,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -66,6 +67,20 @@ def test_every_example_has_a_test() -> None:
 def test_a_dialog_is_answered() -> None:
     """xmessage ends with the number of the button that was pressed."""
     assert run("dialog.py").endswith("the dialog ended with 20\n")
+
+
+@pytest.mark.peer("qemu-system-x86_64")
+def test_a_machine_is_booted_from_its_menu(place: Path) -> None:
+    """The firmware writes a line for each device that it tries, and one when there is no other."""
+    assert re.search(r": 720x400, menu.png, booted.png\n$", run("machine.py", cwd=place))
+    menu, booted = (
+        np.asarray(Image.open(place / f"{name}.png")).reshape(25, 16, 720, 3)
+        for name in ("menu", "booted")
+    )
+    lines = [[bool(line[:, 9:].any()) for line in picture] for picture in (menu, booted)]
+    assert [at for at, text in enumerate(lines[0]) if text] == [0, 2, 4, 6, 7, 8]
+    assert (booted[:9] == menu[:9]).all()
+    assert sum(lines[1]) >= 6 + 2
 
 
 @pytest.mark.peer("Xvfb", "xmessage")
