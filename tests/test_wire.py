@@ -235,11 +235,11 @@ def monitors_configs(draw: Any) -> agent.MonitorsConfig:
 
 
 @st.composite
-def spoilt(draw: Any, kind: type[Record]) -> bytes:
-    """Bytes near a message of this kind, or of no kind."""
+def spoilt(draw: Any, messages: SearchStrategy[Any]) -> bytes:
+    """Bytes near one of these messages, or of none."""
     if draw(st.integers(0, 3)) == 0:
         return draw(st.binary(max_size=100))
-    body = bytearray(draw(messages_of(kind)).packed)
+    body = bytearray(draw(messages).packed)
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(body)))
         what = draw(st.sampled_from(["cut", "set", "huge", "add", "remove"]))
@@ -328,7 +328,7 @@ def test_what_is_written_is_read(kind: type[Record], data: DataObject) -> None:
 @examples(30)
 @given(data=st.data())
 def test_any_bytes_are_a_message_or_one_error(kind: type[Record], data: DataObject) -> None:
-    body = data.draw(spoilt(kind))
+    body = data.draw(spoilt(messages_of(kind)))
     try:
         read = kind.parse(body)
     except RemoteProtocolError as error:
@@ -532,7 +532,7 @@ def test_the_extensions_bit_is_in_the_third_word() -> None:
 def test_quick_reading_is_construct_s_or_is_left_to_it(
     kind: type[Message], data: DataObject
 ) -> None:
-    body = data.draw(spoilt(kind))
+    body = data.draw(spoilt(messages_of(kind)))
     before, behind = data.draw(st.binary(max_size=9)), data.draw(st.binary(max_size=9))
     whole = with_header(kind, body)
     found = QUICK[kind](memoryview(before + whole + behind), len(before))
@@ -554,6 +554,39 @@ def test_quick_reading_reads_nothing_else(kind: type[Message]) -> None:
     assert QUICK[kind](memoryview(with_header(kind, body)), 0) is not None
     for number in {*range(600)} - {kind.number}:
         assert QUICK[kind](memoryview(hot.MINI.pack(number, len(body)) + body), 0) is None
+
+
+def usual_copies() -> SearchStrategy[Any]:
+    """As servers draw all the time: no mask, no palette, of pixels that are in the message."""
+    packed = st.builds(ImageData, st.binary(max_size=MOST))
+    raw = bitmaps().map(
+        lambda one: dataclasses.replace(one, flags=one.flags & ~2, palette=None, palette_id=None)
+    )
+    kinds = st.sampled_from(sorted(display.PACKED))
+    usual = st.one_of(
+        st.builds(dataclasses.replace, images(), type=kinds, content=packed),
+        st.builds(dataclasses.replace, images(), type=st.just(0), content=raw),
+    )
+    return st.builds(dataclasses.replace, plain(DrawCopy), mask=st.just(NO_MASK), image=usual)
+
+
+@examples(200)
+@given(usual_copies())
+def test_what_servers_draw_all_the_time_is_read_quickly(copy: DrawCopy) -> None:
+    found = hot.read_copy(memoryview(copy.packed))
+    assert found is not None
+    assert not unlike(found, copy)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.surface_id = 0  # type: ignore[misc]
+
+
+@examples(400)
+@given(st.data())
+def test_quick_reading_of_drawing_is_construct_s_or_is_left_to_it(data: DataObject) -> None:
+    body = data.draw(spoilt(st.one_of(usual_copies(), messages_of(DrawCopy))))
+    found = hot.read_copy(memoryview(body))
+    if found is not None:
+        assert not unlike(found, DrawCopy.parse(body))
 
 
 @examples(200)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import LocalProtocolError, Refusal, RemoteProtocolError
 from ..wire import Message, Sender, hot, shm
 from ..wire.base import Ack
-from ..wire.display import SurfaceCreate, SurfaceDestroy
+from ..wire.display import DrawCopy, SurfaceCreate, SurfaceDestroy
 from ..wire.shm import (
     ShmDamage,
     ShmDamageHandled,
@@ -114,6 +114,10 @@ class ClientDisplay(DisplayEnd):
             self._awaited = message
             return None
         return message
+
+    def _read(self, kind: type[Message], body: memoryview) -> Message:
+        copy = hot.read_copy(body) if kind is DrawCopy else None
+        return copy or super()._read(kind, body)
 
     @property
     def last_serial(self) -> int:

@@ -73,7 +73,7 @@ STREAM_TOP_DOWN = 1
 CODEC_MJPEG = 1
 MAX_COLOURS = 256
 
-_BITS = {
+_BITS: dict[int, int] = {
     BitmapFormat.BIT_LE: 1,
     BitmapFormat.BIT_BE: 1,
     BitmapFormat.NIBBLE_LE: 4,
@@ -246,10 +246,16 @@ def _own_palette(ctx: Any) -> bool:
     return not ctx.flags & BITMAP_PAL_FROM_CACHE
 
 
-def _holds_line(stride: int, ctx: Any) -> bool:
-    """A format that we do not know is left to who decodes it."""
-    bits: int = ctx.x * _BITS.get(ctx.format, 0)
-    return stride * 8 >= bits
+def holds_line(stride: int, format: int, width: int) -> bool:
+    """Whether so many bytes are enough for a line of a bitmap.
+
+    A format that we do not know is left to who decodes it.
+    """
+    return stride * 8 >= width * _BITS.get(format, 0)
+
+
+def _fits(stride: int, ctx: Any) -> bool:
+    return holds_line(stride, ctx.format, ctx.x)
 
 
 @record
@@ -265,7 +271,7 @@ class Bitmap(Record):
         "flags" / Int8ul,
         "x" / between(Int32ul, 1, MAX_SIDE),
         "y" / between(Int32ul, 1, MAX_SIDE),
-        "stride" / Held(between(Int32ul, 1, MAX_SIDE * 4), _holds_line, "a whole line"),
+        "stride" / Held(between(Int32ul, 1, MAX_SIDE * 4), _fits, "a whole line"),
         "palette_id" / If(_CACHED_PALETTE, Int64ul),
         "palette" / If(_own_palette, Pointed(Palette, optional=True)),
         "data" / Bytes(this.stride * this.y),
@@ -363,6 +369,8 @@ _CONTENTS: dict[ImageType, type[Content]] = {
     ImageType.JPEG_ALPHA: JpegAlpha,
     ImageType.LZ4: ImageData,
 }
+PACKED = frozenset(int(kind) for kind, content in _CONTENTS.items() if content is ImageData)
+"""The types of images whose content is an `ImageData`."""
 
 
 @record

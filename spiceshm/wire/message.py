@@ -13,7 +13,7 @@ import enum
 import io
 import re
 import struct
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from construct import Adapter, Construct, ConstructError, Int32ul, Struct, ValidationError
@@ -111,6 +111,7 @@ class Record:
         return bytes(body)
 
     @classmethod
+    @cache
     def _fields(cls) -> tuple[str, ...]:
         return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 

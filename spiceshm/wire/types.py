@@ -34,6 +34,7 @@ MAX_SIDE = 16384
 
 MAX_CAPABILITY_WORDS = 32
 MAX_RECTS = 64
+MAX_CLIP_RECTS = 65536
 
 
 class ChannelType(enum.IntEnum):
@@ -271,10 +272,10 @@ class Point(Record):
 
 @record
 class ClipRects(Record):
-    """``SpiceClipRects``: ``rects`` as in `Rects`, at most 65536 of them."""
+    """``SpiceClipRects``: ``rects`` as in `Rects`, at most `MAX_CLIP_RECTS` of them."""
 
     layout = Struct(
-        "num_rects" / Rebuild(between(Int32ul, 0, 65536), lambda ctx: len(ctx.rects)),
+        "num_rects" / Rebuild(between(Int32ul, 0, MAX_CLIP_RECTS), lambda ctx: len(ctx.rects)),
         "rects" / Rects(this.num_rects),
     )
     rects: NDArray[np.int32]
