@@ -926,3 +926,45 @@ def test_memory_of_a_copy_is_used_again_only_when_no_view_is_left() -> None:
     other = copies.of(np.full((4, 7, 4), 4, np.uint8))  # of another size
     assert (other == 4).all()
     assert other.shape == (4, 7, 4)
+
+
+def test_a_copy_has_all_that_changed_since_its_memory_was_filled() -> None:
+    """Whatever is still looked at, so that another memory is used, and however often."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 60, 4), np.uint8)
+    copies = Copies()
+    kept: list[tuple[np.ndarray, np.ndarray]] = [(copies.of(pixels), pixels.copy())]
+    for _ in range(300):
+        changed = []
+        for _ in range(rng.integers(0, 4)):
+            top, left = rng.integers(0, 40), rng.integers(0, 60)
+            bottom, right = rng.integers(top, 40) + 1, rng.integers(left, 60) + 1
+            changed.append((int(top), int(left), int(bottom), int(right)))
+            pixels[top:bottom, left:right] = rng.integers(0, 256, 4, np.uint8)
+        if rng.integers(0, 20) == 0:  # as of another surface
+            pixels[:] = rng.integers(0, 256, 4, np.uint8)
+            changed = None
+        kept.append((copies.of(pixels, changed), pixels.copy()))
+        while len(kept) > rng.integers(0, 14):
+            kept.pop(rng.integers(0, len(kept)))
+        assert all((one == right).all() for one, right in kept)
+
+
+def test_only_what_changed_is_copied() -> None:
+    copies = Copies()
+    pixels = np.zeros((50, 50, 4), np.uint8)
+    copy = copies.of(pixels)
+    del copy
+    pixels[:] = 7
+    copy = copies.of(pixels, [(1, 2, 3, 4)])
+    assert (copy[1:3, 2:4] == 7).all()
+    assert copy.sum() == 7 * 4 * 4
+
+
+def test_nobody_writes_to_what_a_later_copy_is_made_of() -> None:
+    copy = Copies().of(np.zeros((5, 5, 4), np.uint8))
+    for array in (copy, copy[1:], copy.base):
+        assert array is not None
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True

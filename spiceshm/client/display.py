@@ -318,9 +318,9 @@ class DisplayChannel:
     def _show_canvas(self, canvas: Surface) -> None:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
         do not change any more."""
-        pixels = self._copies.of(canvas.pixels)
-        rects = np.array(region.merge(self._drawn), "<i4").reshape(-1, 4)
-        full = self._new_canvas
+        full, drawn = self._new_canvas, region.merge(self._drawn)
+        pixels = self._copies.of(canvas.pixels, None if full else drawn)
+        rects = np.array(drawn, "<i4").reshape(-1, 4)
         self._drawn, self._new_canvas = [], False
         self._pending = Frame(
             pixels, rects, serial=self._ordinary_serial, published=0, full=full, lent=False

@@ -7,20 +7,22 @@ import mmap
 import time
 import weakref
 from collections import deque
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..region import MOST_RECTS, merge
+from ..region import MOST_RECTS, area, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from ..region import Rect
 
 _MOST_FREE = 2
+_MOST_CHANGES = 8
 
 _NOWHERE = np.empty((0, 4), "<i4")
 _NOWHERE.flags.writeable = False
@@ -226,37 +228,73 @@ class Copies:
     """Pictures of our own for frames that no server lends; their memory is used again.
 
     For to have memory filled with zeros and then with a picture takes ten times as long as to copy
-    the picture. Used again is only what no view is left of, as with a `Lease`.
+    the picture. Used again is only what no view is left of, as with a `Lease`; and where it has an
+    earlier picture of the same, only what changed since then is copied.
     """
 
     def __init__(self) -> None:
-        self._out: dict[int, _Memory] = {}
-        self._free: deque[mmap.mmap] = deque(maxlen=_MOST_FREE)
+        self._out: dict[int, _Watch] = {}
+        self._free: deque[_Memory] = deque(maxlen=_MOST_FREE)
+        self._made = 0
+        self._changes: deque[Sequence[Rect]] = deque(maxlen=_MOST_CHANGES)
+        """Those that led to the last pictures, from each to the next."""
 
-    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A read-only copy of an array (height, width, 4)."""
+    def of(
+        self, pixels: NDArray[np.uint8], changed: Sequence[Rect] | None = None
+    ) -> NDArray[np.uint8]:
+        """A read-only copy of an array (height, width, 4).
+
+        ``changed`` is where it differs from that of the call before; None: anywhere.
+        """
+        self._made += 1
+        if changed is None:
+            self._changes.clear()
+        else:
+            self._changes.append(changed)
         memory = self._take(pixels.nbytes)
-        copy = np.ndarray(pixels.shape, np.uint8, memory)
-        copy[:] = pixels
-        copy.flags.writeable = False
-        watch = _Memory(copy, self._back)
+        self._fill(memory, pixels)
+        # Nothing that is made of it can be written to: a later picture begins with what is there.
+        whole = np.frombuffer(memoryview(memory.bytes).toreadonly(), np.uint8)
+        watch = _Watch(whole, self._back)
         watch.memory = memory
         self._out[id(watch)] = watch
-        return copy
+        return whole.reshape(pixels.shape)
 
-    def _take(self, size: int) -> mmap.mmap:
+    def _fill(self, memory: _Memory, pixels: NDArray[np.uint8]) -> None:
+        copy = np.ndarray(pixels.shape, np.uint8, memory.bytes)
+        missed = self._made - memory.made
+        memory.made = self._made
+        if missed <= len(self._changes):
+            rects = merge(list(chain.from_iterable(islice(reversed(self._changes), missed))))
+            if area(rects) < copy.size // 4 // 2:
+                for top, left, bottom, right in rects:
+                    copy[top:bottom, left:right] = pixels[top:bottom, left:right]
+                return
+        copy[:] = pixels
+
+    def _take(self, size: int) -> _Memory:
         while self._free:
             memory = self._free.pop()
-            if len(memory) == size:
+            if len(memory.bytes) == size:
                 return memory
-        return mmap.mmap(-1, size)
+        return _Memory(mmap.mmap(-1, size))
 
-    def _back(self, watch: _Memory) -> None:
+    def _back(self, watch: _Watch) -> None:
         """On any thread, in the middle of anything."""
         del self._out[id(watch)]
         self._free.append(watch.memory)
 
 
-class _Memory(weakref.ref[Any]):
+class _Memory:
+    """``made`` is the number of the picture that it has."""
+
+    __slots__ = ("bytes", "made")
+
+    def __init__(self, bytes: mmap.mmap) -> None:
+        self.bytes = bytes
+        self.made = -_MOST_CHANGES - 1
+
+
+class _Watch(weakref.ref[Any]):
     __slots__ = ("memory",)
-    memory: mmap.mmap
+    memory: _Memory

@@ -135,9 +135,7 @@ def _lines(data: Data, width: int, height: int, stride: int, format: int) -> NDA
 
 def _cells(lines: NDArray[np.uint8], width: int, size: int) -> NDArray[np.uint8]:
     """Lines cut into pixels of ``size`` bytes; the same memory."""
-    return np.lib.stride_tricks.as_strided(
-        lines, (len(lines), width, size), (lines.strides[0], size, 1)
-    )
+    return lines.reshape(len(lines), width, size)
 
 
 def _indices(lines: NDArray[np.uint8], width: int, format: int) -> NDArray[np.uint8]:
