@@ -25,6 +25,9 @@ MOST_RECTS = 64
 """A region is kept at or below this many rectangles (the limit of SHM_DAMAGE)."""
 
 _SLICE_ROWS = 64
+_VERY_MANY = 2048
+_MOST_PASSES = 32
+"""Each joins neighbours; what is laid like a spiral takes one for every turn of it."""
 
 
 def full(width: int, height: int) -> list[Rect]:
@@ -92,10 +95,13 @@ def merge(rects: Sequence[Rect], most: int = MOST_RECTS) -> list[Rect]:
         for r in dict.fromkeys(rects)
         if r[0] < top or r[1] < left or r[2] > bottom or r[3] > right
     )
-    before = 0
-    while len(joined) not in (1, before):
+    if len(joined) > _VERY_MANY:
+        joined = _slices(joined)
+    for _ in range(_MOST_PASSES):
         before = len(joined)
         joined = _join(_join(joined, across=True), across=False)
+        if len(joined) in (1, before):
+            break
     if len(joined) > 4 * most:
         joined = _slices(joined)
     return _squeeze(joined, most) if len(joined) > most else joined

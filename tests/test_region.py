@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +69,26 @@ def test_merge_joins_neighbours() -> None:
     tiles = [(y, x, y + 64, x + 64) for y in range(0, 512, 64) for x in range(0, 512, 64)]
     assert region.merge(tiles) == [(0, 0, 512, 512)]
     assert region.merge([(0, 0, 4, 4), (0, 8, 4, 12)]) == [(0, 0, 4, 4), (0, 8, 4, 12)]
+
+
+def spiral(turns: int) -> list[region.Rect]:
+    """A square of rectangles, of which each two become one only after those inside of them."""
+    corner = [(0, 0, 1, 1)]
+    for at in range(1, turns):
+        corner += [(0, at, at, at + 1), (at, 0, at + 1, at + 1)]
+    return corner
+
+
+def test_merge_takes_no_longer_than_its_rectangles_are_many() -> None:
+    """As many as one message may name, as bad as can be."""
+    side = 1 << 8
+    checks = [(y, x, y + 1, x + 1) for y in range(side) for x in range(0, 2 * side, 2)]
+    for some in (spiral(1 << 10), spiral(1 << 14), checks, checks[::-1]):
+        start = time.process_time()
+        merged = region.merge(some)
+        assert time.process_time() - start < 0.6
+        assert len(merged) <= region.MOST_RECTS
+        assert region.bounds(merged) == region.bounds(some)
 
 
 @given(st.lists(rects(), max_size=8), st.lists(rects(), max_size=4))
