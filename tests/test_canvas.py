@@ -773,11 +773,43 @@ def test_surfaces_come_and_go() -> None:
 
 def test_surfaces_off_screen_have_their_limit() -> None:
     canvas = canvas_of(32, 32)
-    large = display.SurfaceCreate(7, 16384, MOST_OFF_SCREEN_PIXELS // 16384, 32, 0)
+    canvas.receive(display.SurfaceCreate(6, 16384, MOST_OFF_SCREEN_PIXELS // 32768, 32, 0))
+    large = display.SurfaceCreate(7, 16384, MOST_OFF_SCREEN_PIXELS // 32768, 32, 0)
     with pytest.raises(RemoteProtocolError, match="surface_create: width: more than"):
         canvas.receive(large)
     canvas.receive(display.SurfaceDestroy(1))
     canvas.receive(large)
+
+
+def test_a_surface_has_its_limit() -> None:
+    canvas = Canvas()
+    canvas.receive(display.SurfaceCreate(0, 7680, 4320, 32, 1))
+    for number in (0, 1):
+        with pytest.raises(RemoteProtocolError, match="surface_create: width: 8192x4097 are more"):
+            canvas.receive(display.SurfaceCreate(number, 8192, 4097, 32, 0))
+
+
+def test_what_is_kept_is_no_more_than_it_counts_as() -> None:
+    """Images that are small parts of much data, and as many rectangles as fit into messages."""
+    canvas = canvas_of(cache_pixels=1 << 20)
+    wide = display.Bitmap(8, 4, 1, 32, 1 << 16, bytes(1 << 21))
+    many = np.array([(y, 0, y + 1, 1) for y in range(4096)], "<i4")
+    tracemalloc.start()
+    for number in range(64):
+        image = display.Image(number, 0, 1, 1, 32, wide)
+        canvas.receive(copy((0, 0, 1, 1), image, (0, 0, 1, 1)))
+        for message in (
+            stream(id=number, clip=many.copy()),
+            display.StreamClip(number, many.copy()),
+        ):
+            canvas.receive(message)
+        with pytest.raises(RemoteProtocolError, match="stream_create: clip: more than 4096"):
+            canvas.receive(stream(id=number, clip=np.vstack([many, many])))
+    canvas.receive(copy((0, 0, 1, 1), of_type(103, 5), (0, 0, 32, 1)))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 8 << 20
+    assert peak < 12 << 20
 
 
 def stream(**more: Any) -> display.StreamCreate:

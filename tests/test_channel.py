@@ -26,10 +26,11 @@ from spiceshm.protocol import (
     ServerDisplay,
     ServerInputs,
     State,
+    display_client,
 )
 from spiceshm.protocol.channel import CLIENT_MESSAGE_LIMIT, SERVER_MESSAGE_LIMIT
 from spiceshm.protocol.display import MAX_SURFACES
-from spiceshm.wire import MESSAGES, Message, Sender, base, cursor, display, inputs, main, shm, types
+from spiceshm.wire import MESSAGES, Message, Sender, base, cursor, display, inputs, main, shm
 from tests import pair
 from tests.pair import ConnectionPair, framed, sent
 
@@ -583,9 +584,37 @@ def test_no_type_may_announce_more_than_it_can_hold(kind: type[Message]) -> None
 
 
 def test_a_raw_image_of_the_largest_surface_fits() -> None:
-    size = types.MAX_SIDE * types.MAX_SIDE * 4 + 57 + 18 + 18
-    client = ClientDisplay()
-    assert client.receive_data(struct.pack("<HI", display.DrawCopy.number, size)) == []
+    """And nothing larger: what a server announces is kept until all of it is there."""
+
+    large = dataclasses.replace(pair.create(7), width=6000, height=4000)
+    most = 6000 * 4000 * 4 + (1 << 20)
+    for messages, size, fits in (
+        ([large], most, True),
+        ([large], most + 1, False),
+        ([large, display.SurfaceDestroy(3)], most, True),
+        ([large, display.SurfaceDestroy(7)], most, False),
+        ([], 1 << 24, True),
+    ):
+        with pair.at(State.ORDINARY) as joined:
+            joined.server_sends(*messages)
+            head = struct.pack("<HI", display.DrawCopy.number, size)
+            if fits:
+                assert joined.client.receive_data(head) == []
+            else:
+                with pytest.raises(RemoteProtocolError, match=r"display\.draw_copy: size: "):
+                    joined.client.receive_data(head)
+
+
+def test_offers_without_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of all of them are remembered."""
+    monkeypatch.setattr(display_client, "_MOST_OFFERS", 8)
+    with pair.at(State.SHARED) as joined:
+        offers = [pair.offer_of(3 + number, handle=shm.HANDLE_FILE) for number in range(6)]
+        withdrawn = [shm.ShmWithdraw(offer.segment_id) for offer in offers]
+        for offer, withdraw in zip(offers, withdrawn, strict=True):
+            joined.client.receive_data(framed(offer) + framed(withdraw))
+        with pytest.raises(RemoteProtocolError, match="segment_id: more than 8 offers"):
+            joined.client.receive_data(framed(pair.offer_of(9, handle=shm.HANDLE_FILE)))
 
 
 # Headers

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import struct
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import construct
@@ -644,3 +646,36 @@ def test_quick_drawing_is_constructs(
     )
     rect = (top, left, top + height, left + width)
     assert hot.copy_head(surface, rect, kind, len(pixels)) + pixels == copy.packed
+
+
+# What lies behind pointers
+
+
+def test_a_large_image_is_copied_once() -> None:
+    """A picture takes as much memory again while it is read, and no more."""
+    pixels = bytes(16 << 20)
+    head = hot.copy_head(0, (0, 0, 2048, 2048), 0, len(pixels))
+    body = memoryview(head + pixels)
+    tracemalloc.start()
+    copy = DrawCopy.parse(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(copy.image.content, Bitmap)
+    assert copy.image.content.data == pixels
+    assert peak < 17 << 20
+
+
+def test_pointers_do_not_lead_to_the_same_bytes() -> None:
+    """Image, pattern and mask would each have all of them, and a message be larger than it is."""
+    image = Image(0, 0, 0, 8, 8, Bitmap(8, 4, 8, 8, 32, bytes(256)))
+    brush = Brush(display.BRUSH_PATTERN, None, display.Pattern(image, types.Point(0, 0)))
+    rect = Rect(0, 0, 8, 8)
+    body = display.DrawOpaque(0, rect, None, rect, brush, 8, 0, NO_MASK, image).packed
+    assert display.DrawOpaque.parse(body).image == image
+    (second,) = struct.unpack_from("<I", body, 42)
+    same = body[:42] + body[21:25] + body[46:]
+    assert display.DrawOpaque.parse(same).image == image  # there is nothing else that it could be
+    with pytest.raises(
+        RemoteProtocolError, match=r"draw_opaque: brush\.pattern\.pat: .* read already"
+    ):
+        display.DrawOpaque.parse(same[:second])

@@ -10,6 +10,7 @@ goes on.
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -35,13 +36,19 @@ if TYPE_CHECKING:
 
     Paint: TypeAlias = Callable[[Rect], Words | np.uint32]
 
-MOST_IMAGE_PIXELS = 1 << 24
+MOST_IMAGE_PIXELS = 1 << 22
 """Of an image, unless the surface that it is drawn on has more."""
+
+MOST_PIXELS = 1 << 25
+"""Of a surface: there are screens of 7680x4320. What draws on all of one takes a moment."""
 
 MOST_OFF_SCREEN_PIXELS = 1 << 26
 """Of all surfaces but the primary."""
 
 MOST_STREAMS = 64
+MOST_STREAM_CLIPS = 1 << 12
+"""Rectangles of a stream, which are kept: of what is drawn at once there may be more."""
+
 _BAND = 1 << 17
 _MOST_PARTS = 64
 _CODECS = {1: "mjpeg", 2: "vp8", 3: "h264", 4: "vp9", 5: "h265"}
@@ -111,8 +118,15 @@ class _Stream:
     """A video that is shown on a part of a surface."""
 
     def __init__(self, create: display.StreamCreate) -> None:
-        self.create = create
-        self.clip = create.clip
+        self.create = dataclasses.replace(create, clip=None)
+        self.set_clip(create)
+
+    def set_clip(self, message: display.StreamCreate | display.StreamClip) -> None:
+        clip = message.clip
+        if clip is not None and len(np.asarray(clip)) > MOST_STREAM_CLIPS:
+            many = f"more than {MOST_STREAM_CLIPS} rectangles"
+            raise RemoteProtocolError(message.title, "clip", many)
+        self.clip = clip
 
 
 _Scaled: TypeAlias = (
@@ -180,6 +194,9 @@ class Canvas:
     # Surfaces
 
     def _create(self, create: display.SurfaceCreate) -> None:
+        if create.width * create.height > MOST_PIXELS:
+            size = f"{create.width}x{create.height} are more than {MOST_PIXELS} pixels"
+            raise RemoteProtocolError(create.title, "width", size)
         others = sum(s.width * s.height for number, s in self.surfaces.items() if number)
         if create.surface_id and others + create.width * create.height > MOST_OFF_SCREEN_PIXELS:
             raise RemoteProtocolError(
@@ -444,6 +461,8 @@ class Canvas:
         if image.flags & (display.IMAGE_CACHE_ME | display.IMAGE_CACHE_REPLACE_ME):
             width, height = _size(image)
             lossy = image.type in _LOSSY
+            if isinstance(made, Picture):  # a part of its message's data may be all that it is
+                made = made._replace(words=made.words.copy())
             self._pixmaps.put(
                 image.id, made, width * height, lossy=lossy, title=title, field=f"{field}.flags"
             )
@@ -479,7 +498,7 @@ class Canvas:
             case display.StreamClip():
                 # Servers send these for streams, too, that the client was never told of.
                 if message.id in self._streams:
-                    self._streams[message.id].clip = message.clip
+                    self._streams[message.id].set_clip(message)
             case display.StreamDestroy():
                 self._streams.pop(message.id, None)
             case display.StreamDestroyAll():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiceshm.client")
 
 MOST_CACHED = 256
-MOST_CACHED_BYTES = 1 << 26
+MOST_CACHED_BYTES = 1 << 24
 """What a server may have a client keep: as many shapes as stock servers ask for."""
 
 

@@ -24,7 +24,7 @@ from construct import SizeofError
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..wire import MESSAGES, Message, Sender, display, hot, inputs, main, shm
 from ..wire.base import Ack, AckSync, DataHeader, Ping, Pong, SetAck
-from ..wire.types import MAX_RECTS, MAX_SIDE
+from ..wire.types import MAX_RECTS
 from .tables import START, TABLES, State, Table
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 CLIENT_MESSAGE_LIMIT = 1 << 16
 """Most bytes of a body that a client may send; none that we know comes near."""
 
-SERVER_MESSAGE_LIMIT = {"display": MAX_SIDE * MAX_SIDE * 4 + (1 << 20)}
-"""Most bytes of a body that a server may send: a raw image of the largest surface fits."""
+SERVER_MESSAGE_LIMIT = {"display": (1 << 24) + (1 << 20)}
+"""Most bytes of a body that a server may send: a raw image of 4 Mi pixels fits. Where a surface is
+larger than that, an image of it does: see `display_client`."""
 
 _SERVER_DEFAULT_LIMIT = 1 << 20
 _MOST_JOINED = 1 << 16

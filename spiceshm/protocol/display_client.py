@@ -16,6 +16,7 @@ from ..wire.shm import (
     ShmWithdraw,
     SurfaceCreateShm,
 )
+from .channel import SERVER_MESSAGE_LIMIT
 from .display import (
     CREATE,
     DAMAGE,
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from ..fds import Descriptor
 
 _MOST_PLACES = 1024
+_MOST_OFFERS = 1 << 16
+"""That a server may make in all: each is remembered, for none may have the id of another."""
+
+_BESIDE_PIXELS = 1 << 20
+"""Bytes of a message beside a raw image in it: its clip, for one."""
+
 _DRAWING = frozenset({320, 321})
 """Numbers of messages that draw and that we do not know: none comes in shared-memory mode."""
 
@@ -52,6 +59,8 @@ class ClientDisplay(DisplayEnd):
         self.surface: SharedSurface | None = None
         """The primary surface while it lies in shared memory, as of the last message received:
         a frame that the same read brought before that may be of an earlier one."""
+        self._surface_bytes: dict[int, int] = {}
+        """Of each surface in ordinary SPICE."""
         self._good_places: set[tuple[int, int]] = set()
         """Places of frames that were found good; surfaces and segments are the same since."""
         self._refused = False
@@ -246,8 +255,18 @@ class ClientDisplay(DisplayEnd):
             self._check_withdraw(message)
         else:
             self._note_surface(message, RemoteProtocolError)
-            if isinstance(message, SurfaceDestroy) and self.shared:
-                self.surface = None
+            if isinstance(message, SurfaceDestroy):
+                self._note_size(message.surface_id, 0)
+                if self.shared:
+                    self.surface = None
+
+    def _note_size(self, surface_id: int, size: int) -> None:
+        """A surface in ordinary SPICE has so many bytes; 0: it is gone."""
+        self._surface_bytes[surface_id] = size
+        if not size:
+            del self._surface_bytes[surface_id]
+        largest = max(self._surface_bytes.values(), default=0)
+        self._limit = max(SERVER_MESSAGE_LIMIT["display"], largest + _BESIDE_PIXELS)
 
     def _check_withdraw(self, withdraw: ShmWithdraw) -> None:
         """An offer that is still to be answered is remembered for that: its reply is awaited."""
@@ -267,6 +286,8 @@ class ClientDisplay(DisplayEnd):
         self._offered_credits = self._offered_credits or offer.credits
         if offer.segment_id in self._in_use:
             raise RemoteProtocolError(OFFER, "segment_id", f"{offer.segment_id} was used before")
+        if len(self._in_use) == _MOST_OFFERS:
+            raise RemoteProtocolError(OFFER, "segment_id", f"more than {_MOST_OFFERS} offers")
         self._in_use[offer.segment_id] = True
         if len(self.segments) == MAX_SEGMENTS:
             self._surplus.add(offer.segment_id)
@@ -293,6 +314,7 @@ class ClientDisplay(DisplayEnd):
         if self.state is State.OFFERED and (self.undecided or self._surplus):
             raise RemoteProtocolError(create.title, "", "came before every offer was answered")
         self._note_surface(create, RemoteProtocolError)
+        self._note_size(create.surface_id, create.width * create.height * 4)
         # Segments count no more; offers that are still to be answered are answered all the same.
         for segment_id, segment in list(self.segments.items()):
             segment.withdrawn = True

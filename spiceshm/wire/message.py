@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_LARGE = 1 << 16
+"""Bytes of a body that is not copied once more to be read."""
+
 _ERRORS = (ConstructError, UnicodeDecodeError, OverflowError)
 
 
@@ -52,23 +55,26 @@ class Record:
     @classmethod
     def parse(cls, body: bytes | memoryview) -> Self:
         """Read one from exactly ``body``. Raises RemoteProtocolError that names the field."""
-        stream = io.BytesIO(body)
+        stream = io.BytesIO(body) if len(body) < _LARGE else _Reader(body)
         pointers: list[_Pointer] = []
         try:
             values = cls.layout.parse_stream(stream, pointers=pointers)
         except _ERRORS as error:
             raise RemoteProtocolError(cls.title, *_explain(error)) from None
         if pointers:
-            cls._follow(stream, pointers)
+            cls._follow(stream, pointers, len(body))
             _settle(values)
         elif cls.exact and (rest := len(stream.read())):
             raise RemoteProtocolError(cls.title, "", f"{rest} bytes too many behind its last field")
         return cls(**{field: values[field] for field in cls._fields()})
 
     @classmethod
-    def _follow(cls, stream: io.BytesIO, pointers: list[_Pointer]) -> None:
-        """Read what pointers lead to, and what those of that lead to, behind the fixed part."""
-        end = stream.tell()
+    def _follow(cls, stream: io.BytesIO | _Reader, pointers: list[_Pointer], size: int) -> None:
+        """Read what pointers lead to, and what those of that lead to, behind the fixed part.
+
+        Those of one message may not lead to the same bytes: it would be larger than it says.
+        """
+        end = read = stream.tell()
         for pointer in pointers:  # which grow by those that are found there
             if pointer.at < end:
                 problem = f"{pointer.at}: not a place behind the fixed part"
@@ -80,6 +86,10 @@ class Record:
             except _ERRORS as error:
                 field, problem = _explain(error)
                 raise RemoteProtocolError(cls.title, f"{pointer.field}.{field}", problem) from None
+            read += stream.tell() - pointer.at
+            if read > size:
+                problem = f"{pointer.at}: what else leads to these bytes is read already"
+                raise RemoteProtocolError(cls.title, pointer.field, problem)
             pointer.value = pointer.kind(**{name: values[name] for name in pointer.kind._fields()})
             for one in inner:
                 one.field = f"{pointer.field}.{one.field}"
@@ -124,6 +134,27 @@ class Record:
 
     def __hash__(self) -> int:
         return hash((type(self), self.packed))
+
+
+class _Reader:
+    """Reads from a body in place, for `io.BytesIO` would copy all of it first."""
+
+    def __init__(self, body: bytes | memoryview) -> None:
+        self._body = memoryview(body)
+        self._at = 0
+
+    def read(self, size: int = -1) -> bytes:
+        start, end = self._at, len(self._body)
+        self._at = end if size < 0 else min(end, start + size)
+        return bytes(self._body[start : self._at])
+
+    def seek(self, at: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET  # construct needs nothing else
+        self._at = min(at, len(self._body))
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
 
 
 class Message(Record):
