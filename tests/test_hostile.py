@@ -2316,6 +2316,41 @@ async def test_a_server_that_pings_and_never_reads_costs_no_memory(channel: str)
 # What memory allows, asked of real processes
 
 
+@pytest.mark.parametrize("looks", ["never", "asks", "loops"])
+async def test_a_flood_of_drawing_keeps_nobody_waiting(looks: str) -> None:
+    """A few bytes draw on all of a large surface, and a read has room for many of these."""
+    side = 2000
+    tile = display.Image(0, 0, 0, 1, 1, display.Bitmap(8, 4, 1, 1, 4, b"abcd"))
+    brush = display.Brush(2, None, display.Pattern(tile, types.Point(0, 0)))
+    box = types.Rect(0, 0, side, side)
+    fill = as_bytes(display.DrawFill(0, box, None, brush, 8, display.NO_MASK))
+
+    async def act(it: HostileServer) -> None:
+        await it.display.put(raw(314, struct.pack("<5I", 0, side, side, 32, 1)), fill, MARK)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await it.display.write(fill * 4000)
+
+    async def look(remote: spiceshm.RemoteDisplay) -> None:
+        while looks == "asks":
+            await remote.latest()
+        async for frame in remote.frames():
+            assert frame.pixels[-1, -1].tobytes() == b"abcd"
+
+    longest = 0.0
+    async with hostile(act) as address, spiceshm.connect(address) as remote:
+        async with trio.open_nursery() as nursery:
+            if looks != "never":
+                nursery.start_soon(look, remote)
+            now = time.monotonic()
+            for _ in range(8):
+                await trio.sleep(0.01)
+                before, now = now, time.monotonic()
+                longest = max(longest, now - before)
+            nursery.cancel_scope.cancel()
+        assert remote.wire_bytes > 4 * len(fill)
+    assert longest < 0.5
+
+
 def vm_flags(pid: int) -> list[set[str]]:
     """The VmFlags of every mapping of our memory, as /proc/PID/smaps has them."""
     found, ours = [], False

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
@@ -42,7 +43,7 @@ from .frame import Copies, Frame, Lease
 from .reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
@@ -55,6 +56,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiceshm.client")
 
 MOST_DRAWN = 256
+TURN_S = 0.05
+"""So long what comes in ordinary SPICE is drawn before others have their turn."""
+
+PIECE = 1 << 15
+"""Bytes of ordinary SPICE that are taken apart at once."""
+
 STALE_S = 0.01
 ANSWER_S = 0.2
 TURNS = 3
@@ -94,6 +101,7 @@ class DisplayChannel:
         )
         self._shown: Surface | None = None
         self._unreadable: set[str] = set()
+        self._to_do: Iterator[Message] = iter(())
         self._new_canvas = False
         self._drawn: list[region.Rect] = []
         self._just_drawn: list[region.Rect] = []
@@ -197,20 +205,42 @@ class DisplayChannel:
         if self._reading is not None:
             self._reading.fail(error)
 
-    def _received(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> None:
+    def _received(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> bool:
+        """Do what a read brought; whether some of it is left, as after `TURN_S` of drawing.
+
+        Then it is called again with nothing, and ``data`` stay as they are until that is done.
+        """
         self.heard = time.monotonic()
-        for message in self._machine.receive_data(data, descriptors):
-            if type(message) is ShmDamage:
-                self._damage(message)
-            elif isinstance(message, display.DrawCopy | display.DrawFill):
-                self._draw(message)
-            else:
-                self._cold(message)
+        if data:
+            self._to_do = self._messages(data, descriptors)
+        left = self._carry_out()
         if self._shown is not None:
             self._note_drawn()
         if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
             self.reading.program_left = trio.current_time()
         self._flush()
+        return left
+
+    def _messages(
+        self, data: bytes | memoryview, descriptors: Sequence[Descriptor]
+    ) -> Iterator[Message]:
+        if self._machine.shared or descriptors:  # nothing there takes long
+            return iter(self._machine.receive_data(data, descriptors))
+        pieces = (data[at : at + PIECE] for at in range(0, len(data), PIECE))
+        return chain.from_iterable(map(self._machine.receive_data, pieces))
+
+    def _carry_out(self) -> bool:
+        until = time.perf_counter() + TURN_S
+        for message in self._to_do:
+            if type(message) is ShmDamage:
+                self._damage(message)
+            elif not isinstance(message, display.DrawCopy | display.DrawFill):
+                self._cold(message)
+            else:
+                self._draw(message)
+            if self._shown is not None and time.perf_counter() > until:
+                return True
+        return False
 
     def _note_drawn(self) -> None:
         """In ordinary SPICE whatever was drawn by what came at once counts as one frame."""

@@ -38,14 +38,18 @@ IDLE_S = 0.01
 
 
 class Reading:
-    """``take`` is called with what came, and raises what ends the connection."""
+    """``take`` is called with what came, and raises what ends the connection.
+
+    It returns whether it has more to do: then others have a turn, it is called again with nothing,
+    and nothing is read meanwhile.
+    """
 
     def __init__(
         self,
         address: Address,
         stream: Stream,
         machine: ClientDisplay,
-        take: Callable[[bytes | memoryview, Sequence[Descriptor]], None],
+        take: Callable[[bytes | memoryview, Sequence[Descriptor]], bool],
     ) -> None:
         self.failure: SpiceShmError | None = None
         self.waiting = 0
@@ -54,7 +58,9 @@ class Reading:
         self._address = address
         self._stream = stream
         self._machine = machine
-        self._take = take
+        self._take_from = take
+        self._more_to_do = False
+        self._receiving = trio.CancelScope()
         self._background_reads = True
         self._needed = trio.Event()
         self._unwatched = False
@@ -69,7 +75,13 @@ class Reading:
     @property
     def _may_be_left_to_program(self) -> bool:
         machine = self._machine
-        return machine.shared and not self._stream.pending and not machine.awaits_descriptor
+        busy = self._more_to_do or self._stream.pending or machine.awaits_descriptor
+        return machine.shared and not busy
+
+    def _take(self, data: bytes | memoryview, descriptors: Sequence[Descriptor]) -> None:
+        self._more_to_do = self._take_from(data, descriptors)
+        if self._more_to_do:
+            self._receiving.cancel()
 
     def arrived(self) -> None:
         """Wake whoever waits: something came."""
@@ -124,7 +136,9 @@ class Reading:
         The background may do so as well: it finds nothing then, and goes on waiting. Raises what
         ended the connection.
         """
-        if self.program_reads or self.failure is not None or self._stream.pending:
+        if self.program_reads or self.failure is not None:
+            return
+        if self._stream.pending or self._more_to_do:
             return
         try:
             received = self._stream.receive_now()
@@ -150,14 +164,21 @@ class Reading:
         stream = self._stream
         self._take(first, ())
         while self.failure is None:
-            if self._attended:
+            if self._more_to_do:
+                await trio.lowlevel.checkpoint()
+                self._take(b"", ())
+            elif self._attended:
                 await self._while_attended()
             elif stream.pending:  # a server that does not read our answers is not read either
                 await stream.settled()
             elif self._machine.awaits_descriptor:
                 self._take(*await self._in_time())
             else:
-                self._take(*await stream.receive())
+                with trio.CancelScope() as self._receiving:
+                    received = await stream.receive()
+                if self._receiving.cancelled_caught:  # the program has read, and there is much
+                    continue
+                self._take(*received)
                 if not self.waiting and self._may_be_left_to_program:
                     await self._rest()
 
