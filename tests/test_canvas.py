@@ -219,16 +219,16 @@ class Slow:
         if getattr(message, "scale_mode", 1) == 1:
             y, x = nearest(y, high, height), nearest(x, wide, width)
             return int(words[area.top + y, area.left + x])
-        (y, y1, down), (x, x1, across) = beside(y, high, height), beside(x, wide, width)
+        (y, down), (x, across) = before(y, high, height), before(x, wide, width)
         value = 0
         for shift in (0, 8, 16, 24):
             a, b, c, d = (
-                int(words[area.top + row, area.left + column]) >> shift & 255
-                for row in (y, y1)
-                for column in (x, x1)
+                channel(words, area.top + y + row, area.left + x + column, shift)
+                for row in (0, 1)
+                for column in (0, 1)
             )
             upper, lower = a * (256 - across) + b * across, c * (256 - across) + d * across
-            value |= (upper * (256 - down) + lower * down + 32768 >> 16) << shift
+            value |= (upper * (256 - down) + lower * down >> 16) << shift
         return value
 
     def blended(self, message: display.DrawAlphaBlend, source: int, dest: int) -> int:
@@ -266,15 +266,17 @@ def nearest(at: int, many: int, scaled: int) -> int:
     return max(0, (step * (2 * at + 1) + 1) // 2 - 1) // 65536
 
 
-def beside(at: int, many: int, scaled: int) -> tuple[int, int, int]:
+def before(at: int, many: int, scaled: int) -> tuple[int, int]:
+    """The pixel before a centre, and how near the one behind it is, in even 256ths."""
     step = many * 65536 // scaled
     place = (step * (2 * at + 1) + 1) // 2 - 32768
-    first = place // 65536
-    return (
-        min(max(first, 0), many - 1),
-        min(max(first + 1, 0), many - 1),
-        (place - first * 65536) // 256,
-    )
+    return place // 65536, place % 65536 // 512 * 2
+
+
+def channel(words: np.ndarray, y: int, x: int, shift: int) -> int:
+    """Of a pixel, which is black where the picture has ended."""
+    inside = 0 <= y < words.shape[0] and 0 <= x < words.shape[1]
+    return int(words[y, x]) >> shift & 255 if inside else 0
 
 
 def rop(descriptor: int, source: int, dest: int, source_bit: int, dest_bit: int) -> int:

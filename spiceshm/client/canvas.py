@@ -83,9 +83,13 @@ class _Unreadable(Exception):
 
 
 class _Source(NamedTuple):
-    """The part of a picture that is drawn, whose surface's it is, and why it is stale, or ""."""
+    """The part of a picture that is drawn, whose surface's it is, and why it is stale, or "".
+
+    ``framed`` is the part with what is next to it, where that counts.
+    """
 
     words: Words
+    framed: Words | None
     alpha: bool
     surface: Surface | None
     stale: str
@@ -285,7 +289,7 @@ class Canvas:
         needs_dest = True
         match message:
             case display.DrawCopy() | display.DrawBlend():
-                scaled = _scaled(source, message, message.scale_mode)
+                scaled = _scaled(source, message, surface)
                 region = _masked(message, parts, found)
                 code = raster.code_of(message.rop_descriptor, display.ROP_INVERS_SRC)
                 needs_dest = raster.needs_dest(code)
@@ -294,7 +298,7 @@ class Canvas:
                     return raster.combined(code, scaled(part), surface.words[_slices(part)])
 
             case display.DrawOpaque():
-                scaled = _scaled(source, message, message.scale_mode)
+                scaled = _scaled(source, message, surface)
                 brush = _brush(message, surface, found)
                 region = _masked(message, parts, found)
                 code = raster.code_of(
@@ -306,7 +310,7 @@ class Canvas:
                     return raster.combined(code, brush(part), scaled(part))
 
             case display.DrawRop3():
-                scaled = _scaled(source, message, message.scale_mode)
+                scaled = _scaled(source, message, surface)
                 brush = _brush(message, surface, found)
                 region = _masked(message, parts, found)
                 code = message.rop3
@@ -331,7 +335,7 @@ class Canvas:
         source: _Source,
         region: _Region,
     ) -> Drawn:
-        scaled = _scaled(source, message, display.SCALE_NEAREST)
+        scaled = _scaled(source, message, surface)
         key = np.uint32(message.true_color & 0xFFFFFF)
 
         def paint(part: Rect) -> Words:
@@ -350,7 +354,7 @@ class Canvas:
     ) -> Drawn:
         if message.alpha == 0:
             return NOTHING
-        scaled = _scaled(source, message, display.SCALE_NEAREST)
+        scaled = _scaled(source, message, surface)
         flags = message.alpha_flags
         dest_alpha = surface.has_alpha or (
             surface.format == SurfaceFormat.XRGB and bool(flags & display.ALPHA_DEST_HAS_ALPHA)
@@ -546,12 +550,17 @@ def _source(message: _Scaled, surface: Surface, found: _Found) -> _Source:
     height, width = words.shape
     if not (0 <= cut.top < cut.bottom <= height and 0 <= cut.left < cut.right <= width):
         raise RemoteProtocolError(message.title, "src_area", "is outside the image")
-    words = words[cut.top : cut.bottom, cut.left : cut.right]
+    part = slice(cut.top, cut.bottom), slice(cut.left, cut.right)
+    framed = raster.framed(words, part) if _is_mixed(message) else None
+    words = words[part]
     if isinstance(image, Picture):
-        return _Source(words, image.alpha, None, "")
-    stale = image.why_stale_in((cut.top, cut.left, cut.bottom, cut.right))
+        return _Source(words, framed, image.alpha, None, "")
+    reach = 0 if framed is None else 1
+    stale = image.why_stale_in(
+        (cut.top - reach, cut.left - reach, cut.bottom + reach, cut.right + reach)
+    )
     words = words.copy() if image is surface else words
-    return _Source(words, image.has_alpha, image, stale)
+    return _Source(words, framed, image.has_alpha, image, stale)
 
 
 def _brush(message: _Brushed, surface: Surface, found: _Found) -> Paint:
@@ -683,15 +692,27 @@ def _slices(part: Rect, origin: tuple[int, int] = (0, 0)) -> tuple[slice, slice]
     return slice(top, bottom), slice(left, right)
 
 
-def _scaled(source: _Source, message: _Scaled, mode: int) -> Callable[[Rect], Words]:
-    """What a source shows in a part of the message's box."""
+def _is_mixed(message: _Scaled) -> bool:
+    """Whether it scales so that pixels mix; TRANSPARENT and ALPHA_BLEND do not."""
+    box, cut = message.box, message.src_area
+    same = (box.bottom - box.top, box.right - box.left) == (
+        cut.bottom - cut.top,
+        cut.right - cut.left,
+    )
+    mode = getattr(message, "scale_mode", display.SCALE_NEAREST)
+    return not same and mode != display.SCALE_NEAREST
+
+
+def _scaled(source: _Source, message: _Scaled, surface: Surface) -> Callable[[Rect], Words]:
+    """What a source shows in a part of the message's box; pixels that mix are the surface's."""
     box, words = message.box, source.words
     origin, size = (box.top, box.left), (box.bottom - box.top, box.right - box.left)
+    if source.framed is not None:
+        framed = surface.rounded(source.framed)
+        return lambda part: surface.rounded(raster.interpolated(framed, size, _moved(part, origin)))
     if size == words.shape:
         return lambda part: words[_slices(part, origin)]
-    if mode == display.SCALE_NEAREST:
-        return lambda part: raster.nearest(words, size, _moved(part, origin))
-    return lambda part: raster.interpolated(words, size, _moved(part, origin))
+    return lambda part: raster.nearest(words, size, _moved(part, origin))
 
 
 def _size(image: display.Image) -> tuple[int, int]:

@@ -161,19 +161,29 @@ def nearest(picture: Words, size: tuple[int, int], part: Rect) -> Words:
     return words
 
 
-def interpolated(picture: Words, size: tuple[int, int], part: Rect) -> Words:
-    """The same, but of the four nearest pixels each.
+def framed(picture: Words, part: tuple[slice, slice]) -> Words:
+    """A copy of a part of a picture with one more pixel on each side, as `interpolated` wants it.
 
-    Beyond its edge a picture goes on as it is there. (For pixman it is black there, so that it has
-    dark seams.)
+    They are those that are next to the part, or black where the picture ends with it.
     """
-    above, below, down = _neighbours(picture.shape[0], size[0], part[0], part[2])
-    before, behind, across = _neighbours(picture.shape[1], size[1], part[1], part[3])
+    (top, bottom), (left, right) = ((side.start - 1, side.stop + 1) for side in part)
+    beyond = [
+        (max(0, -start), max(0, end - many))
+        for start, end, many in zip((top, left), (bottom, right), picture.shape, strict=True)
+    ]
+    words: Words = np.pad(picture[max(0, top) : bottom, max(0, left) : right], beyond)
+    return words
+
+
+def interpolated(picture: Words, size: tuple[int, int], part: Rect) -> Words:
+    """The same, but of the four nearest pixels each; ``picture`` has a frame as `framed` gives."""
+    above, down = _before(picture.shape[0] - 2, size[0], part[0], part[2])
+    before, across = _before(picture.shape[1] - 2, size[1], part[1], part[3])
     down, across = down[:, None, None], across[:, None]
-    columns = np.concatenate([before, behind])
+    columns = np.concatenate([before, before + 1])
     upper = _mixed_across(picture[above[:, None], columns], across)
-    lower = _mixed_across(picture[below[:, None], columns], across)
-    mixed = (upper * (256 - down) + lower * down + _HALF) >> 16
+    lower = _mixed_across(picture[above[:, None] + 1, columns], across)
+    mixed = (upper * (256 - down) + lower * down) >> 16
     words: Words = mixed.astype(np.uint8).view("<u4")[..., 0]
     return words
 
@@ -193,11 +203,10 @@ def _centres(many: int, scaled: int, start: int, end: int) -> NDArray[np.int64]:
     return np.arange(start, end, dtype=np.int64) * step + ((step * _HALF + _HALF) >> 16)
 
 
-def _neighbours(
+def _before(
     many: int, scaled: int, start: int, end: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
-    """The two pixels next to each centre, and how much the second counts in 256."""
+) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """The pixel before each centre, counted with the frame, and how much the one behind it counts
+    in 256: of its place between the two pixman keeps 7 bits."""
     places = _centres(many, scaled, start, end) - _HALF
-    first = places >> 16
-    weight = (places >> 8 & 255).astype(np.uint32)
-    return first.clip(0, many - 1), (first + 1).clip(0, many - 1), weight
+    return (places >> 16) + 1, (places >> 8 & 254).astype(np.uint32)

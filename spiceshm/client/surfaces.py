@@ -57,12 +57,17 @@ class Surface:
             return np.uint32(of_565(word))
         return word
 
-    def put(self, part: Rect, words: Words | np.uint32, where: NDArray[np.bool_] | None) -> None:
-        """Write words into a part of it, all or only ``where`` it says so."""
+    def rounded(self, words: Words) -> Words:
+        """What words are once they are here, where a channel may have less than 8 bits."""
         if self.format == SurfaceFormat.RGB555:
             words = of_555((words >> 9 & 0x7C00) | (words >> 6 & 0x3E0) | (words >> 3 & 0x1F))
         elif self.format == SurfaceFormat.RGB565:
             words = of_565((words >> 8 & 0xF800) | (words >> 5 & 0x7E0) | (words >> 3 & 0x1F))
+        return words
+
+    def put(self, part: Rect, words: Words | np.uint32, where: NDArray[np.bool_] | None) -> None:
+        """Write words into a part of it, all or only ``where`` it says so."""
+        words = self.rounded(np.asarray(words))
         top, left, bottom, right = part
         dest = self.words[top:bottom, left:right]
         if where is None:
