@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spiceshm.events import Event
-    from tests.interop.viewers import Connection, Recorder
+    from tests.interop.viewers import Recorder
+    from tools.recording import Connection
 
 pytestmark = pytest.mark.peer("tshark", "spicy", "Xvfb", "xdotool")
 
@@ -41,8 +42,8 @@ def segments(connection: Connection) -> Iterator[tuple[Sender, bytes]]:
     """Pieces of at most `MOST` bytes, in the order in which they were read. In the link phase they
     end where both ends say something else, for the dissector takes none for two things."""
     at = dict.fromkeys(Sender, 0)
-    cuts = {sender: connection.link_phase(sender) for sender in Sender}
-    for sender, data in connection.said:
+    cuts = {sender: connection.link.ends(sender) for sender in Sender}
+    for _, sender, _, data in connection.events:
         start = 0
         while start < len(data):
             size = min([MOST, *(cut - at[sender] for cut in cuts[sender] if cut > at[sender])])
@@ -101,12 +102,11 @@ def read(file: Path) -> Reading:
 
 
 def told(connections: Sequence[Connection]) -> Counter[str]:
-    """The same as we read it."""
+    """The same as we read it, every body to its end."""
     return Counter(
-        f"{sender.value.title()} {message.title.partition('.')[2].upper()}"
+        f"{message.sender.value.title()} {message.parse().title.partition('.')[2].upper()}"
         for connection in connections
-        for sender in Sender
-        for message in connection.messages(sender)
+        for message in connection.messages()
     )
 
 

@@ -18,18 +18,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import trio
 import xcffib
 import xcffib.xproto
 from PIL import Image
 
-from spiceshm.transport import Address, UnixAddress
-from spiceshm.wire import Message, Sender, display, lookup
-from spiceshm.wire.base import MiniHeader
-from spiceshm.wire.link import TICKET_SIZE, LinkHeader, LinkMess
-from spiceshm.wire.types import ChannelType, ImageType
+from spiceshm.transport import Address, Listener, TcpAddress
+from spiceshm.wire import Message, Sender, display
+from spiceshm.wire.types import ImageType
 from tests.programs import DEADLINE, Program, short_directory
 from tests.xvfb import environment, xvfb
+from tools.recording import Recording
+from tools.recording.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -194,110 +195,46 @@ def _screen(name: str) -> Iterator[Screen]:
 # The wire
 
 
-class Connection:
-    """All that went over one connection, as it was read: who sent it, and what."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[Sender, bytes]] = []
-
-    @property
-    def channel(self) -> ChannelType:
-        start, end = LinkHeader.layout.sizeof(), self.link_phase(Sender.CLIENT)[0]
-        return ChannelType(LinkMess.parse(self._all(Sender.CLIENT)[start:end]).channel_type)
-
-    def messages(self, sender: Sender) -> list[Message]:
-        """What one end sent behind the link phase; every body is read to its end."""
-        rest = memoryview(self._all(sender))[self.link_phase(sender)[-1] :]
-        channel = self.channel.name.lower()
-        found, at, size = [], 0, MiniHeader.layout.sizeof()
-        while at + size <= len(rest):
-            head = MiniHeader.parse(rest[at : at + size])
-            body = rest[at + size : at + size + head.size]
-            at += size + head.size
-            if at > len(rest):
-                break  # whoever read it was gone before its end
-            kind = lookup(channel, sender, head.type)
-            assert kind is not None, f"{channel} message {head.type}"
-            found.append(kind.parse(body))
-        return found
-
-    def link_phase(self, sender: Sender) -> tuple[int, ...]:
-        """Where in what an end sent the pieces of that end: LinkMess and LinkReply, then the
-        mechanism or the result, and the ticket."""
-        start = LinkHeader.layout.sizeof()
-        first = start + LinkHeader.parse(self._all(sender)[:start]).size
-        ends = first, first + 4, first + 4 + TICKET_SIZE
-        return ends if sender is Sender.CLIENT else ends[:2]
-
-    def _all(self, sender: Sender) -> bytes:
-        return b"".join(data for by, data in self.said if by is sender)
-
-
-class Recorder:
-    """Connections that go through it. ``port`` is its own."""
+class Recorder(Recording):
+    """What goes through it, as it goes. ``port`` is its own."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self.port = port
         self.uri = f"spice://127.0.0.1:{port}"
-        self.connections: list[Connection] = []
 
     @property
     def size(self) -> int:
         """Bytes that went over the wire."""
-        return sum(len(data) for one in self.connections for _, data in one.said)
+        return sum(len(event.data) for one in self.connections for event in one.events)
 
     def drawn(self) -> dict[str, int]:
         """So many images of each type, and fills, went over all display channels."""
         counts: Counter[str] = Counter()
         for connection in self.connections:
-            if connection.channel is ChannelType.DISPLAY:
-                counts.update(filter(None, map(_drawn_by, connection.messages(Sender.SERVER))))
+            for message in connection.messages(Sender.SERVER):
+                if message.kind in (display.DrawCopy, display.DrawFill):
+                    counts[_drawn_by(message.parse())] += 1
         return dict(counts)
 
 
 _IMAGES = {ImageType.BITMAP: "raw", ImageType.LZ_RGB: "lz", ImageType.LZ4: "lz4"}
 
 
-def _drawn_by(message: Message) -> str | None:
+def _drawn_by(message: Message) -> str:
     if isinstance(message, display.DrawCopy):
         return _IMAGES[ImageType(message.image.type)]
-    return "fill" if isinstance(message, display.DrawFill) else None
+    return "fill"
 
 
 @contextlib.asynccontextmanager
 async def recorder(address: Address) -> AsyncIterator[Recorder]:
     """Listens on loopback and passes everything on to a server, and back."""
-
-    async def handle(client: trio.SocketStream) -> None:
-        connection = Connection()
-        record.connections.append(connection)
-        with contextlib.suppress(trio.BrokenResourceError):
-            async with (
-                await _stream_to(address) as server,
-                trio.open_nursery() as both,
-            ):
-                both.start_soon(_pass_on, connection, Sender.CLIENT, client, server)
-                both.start_soon(_pass_on, connection, Sender.SERVER, server, client)
-
-    async with trio.open_nursery() as nursery:
-        serve = partial(trio.serve_tcp, handle, 0, host="127.0.0.1")
-        [listener] = await nursery.start(serve)
-        record = Recorder(listener.socket.getsockname()[1])
-        yield record
-        nursery.cancel_scope.cancel()
-
-
-async def _stream_to(address: Address) -> trio.SocketStream:
-    if isinstance(address, UnixAddress):
-        return await trio.open_unix_socket(address.raw)
-    return await trio.open_tcp_stream(address.host, address.port)
-
-
-async def _pass_on(
-    connection: Connection, sender: Sender, source: trio.SocketStream, sink: trio.SocketStream
-) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):
-        async for data in source:
-            connection.said.append((sender, bytes(data)))
-            await sink.send_all(data)
-        await sink.send_eof()
+    with contextlib.closing(Listener(TcpAddress("127.0.0.1", 0))) as listener:
+        assert isinstance(listener.address, TcpAddress)
+        record = Recorder(listener.address.port)
+        async with trio.open_nursery() as nursery:
+            proxy = Proxy(address, record.add, pytest.fail)
+            nursery.start_soon(listener.serve, proxy.handle, nursery)
+            yield record
+            nursery.cancel_scope.cancel()
