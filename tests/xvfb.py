@@ -35,7 +35,7 @@ def xvfb(width: int, height: int, depth: int, *arguments: str) -> Iterator[Displ
     Skips the test where Xvfb is not installed.
     """
     screen = f"{width}x{height}x{depth}"
-    with _running("Xvfb", "xvfb", "-noreset", "-screen", "0", screen, *arguments) as display:
+    with running("Xvfb", "xvfb", "-noreset", "-screen", "0", screen, *arguments) as display:
         yield display
 
 
@@ -44,7 +44,7 @@ def xvnc(width: int, height: int) -> Iterator[Display]:
     """The same with Xvnc, whose screen can have any size; no VNC viewer can connect."""
     size = f"{width}x{height}"
     arguments = ["-geometry", size, "-depth", "24", "-SecurityTypes", "None", "-rfbport", "-1"]
-    with _running("Xvnc", "tigervnc-standalone-server", "-noreset", *arguments) as display:
+    with running("Xvnc", "tigervnc-standalone-server", "-noreset", *arguments) as display:
         yield display
 
 
@@ -76,12 +76,12 @@ def xorg(folder: Path) -> Iterator[Display]:
     (folder / "xorg.conf").write_text(XORG)
     files = ["-config", str(folder / "xorg.conf"), "-logfile", str(folder / "xorg.log")]
     package = "xserver-xorg-core and xserver-xorg-video-dummy"
-    with _running("Xorg", package, "-noreset", "-sharevts", "-novtswitch", *files) as display:
+    with running("Xorg", package, "-noreset", "-sharevts", "-novtswitch", *files) as display:
         yield display
 
 
 @contextmanager
-def _running(server: str, package: str, *arguments: str) -> Iterator[Display]:
+def running(server: str, package: str, *arguments: str) -> Iterator[Display]:
     if shutil.which(server) is None:
         pytest.skip(f"needs {server} (Debian: {package})")
     reader, writer = os.pipe()
