@@ -130,6 +130,11 @@ class RemoteDisplay:
     def wire_bytes(self) -> int:
         return self._remote.wire_bytes
 
+    @property
+    @_as(client.RemoteDisplay.images)
+    def images(self) -> dict[str, int]:
+        return self._remote.images
+
     @_as(client.RemoteDisplay.frames)
     def frames(self) -> Frames:
         return Frames(self, self._host, self._remote.frames())

@@ -646,6 +646,37 @@ def test_every_image_goes_through_one_function() -> None:
     assert seen == [(100, [1, 2]), (109, None), (0, None)]
 
 
+def test_what_was_drawn_by_is_counted() -> None:
+    canvas = painted(32, 32, cache_pixels=1000)
+    mask = masked(bits(noise(1) & 1, 1, 6))
+    for message in (
+        fill(WHOLE),
+        copy(WHOLE, cached(5)),
+        from_cache(5),
+        copy(WHOLE, of_surface(1)),
+        copy((0, 0, 1, 1), of_type(105), (0, 0, 1, 1), mask=mask),
+        copy((0, 0, 1, 1), of_type(77), (0, 0, 1, 1)),
+        fill(WHOLE, brush=tiles(of_type(106, 5))),
+        display.CopyBits(0, Rect(0, 0, 3, 3), None, Point(1, 1)),
+        display.DrawInvers(0, Rect(0, 0, 3, 3), None, display.NO_MASK),
+        stream(),
+        display.StreamData(5, 0, b"jpeg"),
+    ):
+        canvas.receive(message)
+    assert canvas.counts == {
+        "raw": 2,
+        "from_cache": 1,
+        "from_cache_lossless": 1,
+        "surface": 1,
+        "jpeg": 1,
+        "image type 77": 1,
+        "fill": 1,
+        "copy_bits": 1,
+        "invers": 1,
+        "mjpeg": 1,
+    }
+
+
 # caches
 
 

@@ -236,6 +236,7 @@ async def test_json_tells_of_every_action(desk: Desk, place: Path) -> None:
         "height": 48,
         "shm": True,
         "reason": None,
+        "images": {},
         "stale": [],
     }
     assert min(wire_bytes, pixel_bytes) > 0

@@ -289,6 +289,8 @@ async def test_what_is_of_one_colour_is_filled(address: str) -> None:
             assert client.drawn.count("fill") == 1
             assert client.drawn[0] == "fill"
             await until(ours, truth)
+            assert set(ours.images) == {"fill", "raw"}  # as it is told at both ends
+            assert ours.images in [viewer.stats.images for viewer in server.viewers]
 
 
 # What it costs those who draw, and others

@@ -98,6 +98,7 @@ def test_the_figures_are_complete_and_right() -> None:
         "pixel_bytes",
         "shm",
         "reason",
+        "images",
         "stale",
     ]
     assert figures["address"] == server.address
@@ -112,6 +113,7 @@ def test_the_figures_are_complete_and_right() -> None:
     assert 50 * 70 < figures["wire_bytes"] < 60 * 160
     assert figures["shm"] is True
     assert figures["reason"] is None
+    assert figures["images"] == {}
 
 
 def test_10000_frames_of_full_hd_and_none_is_torn() -> None:

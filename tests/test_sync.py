@@ -220,6 +220,7 @@ def test_frames_come_with_a_block_and_without(drawer: Drawer) -> None:
     assert display.pixel_bytes >= 2 * 64 * 48 * 4
     assert display.wire_bytes > 0
     assert display.stale == []
+    assert display.images == {}
     display.close()
     display.close()
     with spiceshm.sync.connect(drawer.address, shm="off") as display:

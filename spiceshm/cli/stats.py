@@ -91,6 +91,7 @@ def figures(display: RemoteDisplay, seconds: float, looked: dict[str, Any]) -> d
         "pixel_bytes": display.pixel_bytes,
         "shm": display.shared,
         "reason": display.reason,
+        "images": display.images,
         "stale": [spelled(rect) for rect in display.stale],
     }
 

@@ -11,6 +11,7 @@ goes on.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -155,6 +156,8 @@ class Canvas:
 
     def __init__(self, *, cache_pixels: int = 0, decode: images.Decode = images.decode) -> None:
         self.surfaces: dict[int, Surface] = {}
+        self.counts: Counter[str] = Counter()
+        """What was drawn by, so many of each kind: see `spiceshm.RemoteDisplay.images`."""
         self._streams: dict[int, _Stream] = {}
         self._pixmaps = Pixmaps(cache_pixels)
         self._palettes = Palettes()
@@ -238,8 +241,7 @@ class Canvas:
                 case display.DrawBlackness() | display.DrawWhiteness() | display.DrawInvers():
                     return self._plain(surface, message, parts, found)
                 case display.DrawStroke() | display.DrawText() | display.DrawComposite():
-                    name = message.title.removeprefix("display.draw_")
-                    raise _Unreadable(Unread(name, "is not drawn here"))
+                    raise _Unreadable(Unread(_without_image(message), "is not drawn here"))
                 case _:
                     return self._from_image(surface, message, parts, found)
         except _Unreadable as error:
@@ -406,6 +408,8 @@ class Canvas:
         image: display.Image | None = getattr(message, "image", None)
         bitmap: display.Image | None = getattr(message, "mask", display.NO_MASK).bitmap
         pattern = brush.pattern if brush is not None else None
+        found = [one for one in (image, pattern.pat if pattern else None, bitmap) if one]
+        self.counts.update(map(_counted_as, found) if found else [_without_image(message)])
         return _Found(
             self._image(title, "image", image, surface) if image else None,
             self._image(title, "brush.pattern.pat", pattern.pat, surface) if pattern else None,
@@ -521,6 +525,8 @@ class Canvas:
         if stream is None:
             return NOTHING
         create = stream.create
+        codec = _CODECS.get(create.codec_type, f"video codec {create.codec_type}")
+        self.counts[codec] += 1
         width, height, dest = create.stream_width, create.stream_height, create.dest
         if isinstance(data, display.StreamDataSized):
             width, height, dest = data.width, data.height, data.dest
@@ -531,9 +537,8 @@ class Canvas:
         if create.codec_type == display.CODEC_MJPEG and surface.has_colours:
             found = self._image(data.title, "data", jpeg, surface)
         if not isinstance(found, Picture):
-            name = _CODECS.get(create.codec_type, f"video codec {create.codec_type}")
             why = found.why if isinstance(found, Unread) else "nothing here can decode it"
-            return _spoilt(create.surface_id, surface, parts, Unread(name, why))
+            return _spoilt(create.surface_id, surface, parts, Unread(codec, why))
         words = found.words if create.flags & display.STREAM_TOP_DOWN else found.words[::-1]
         origin, size = (dest.top, dest.left), (dest.bottom - dest.top, dest.right - dest.left)
 
@@ -541,6 +546,18 @@ class Canvas:
             return raster.nearest(words, size, _moved(part, origin))
 
         return self._paint(create.surface_id, surface, _Region(parts), paint, False)
+
+
+def _counted_as(image: display.Image) -> str:
+    try:
+        return types.IMAGE_NAMES[ImageType(image.type)]
+    except ValueError:
+        return images.name_of(image)
+
+
+def _without_image(message: display.Drawing) -> str:
+    """What a message draws by that needs no image: ``fill``, ``copy_bits``, ``stroke``."""
+    return message.title.removeprefix("display.").removeprefix("draw_")
 
 
 def _source(message: _Scaled, surface: Surface, found: _Found) -> _Source:

@@ -135,6 +135,11 @@ class DisplayChannel:
         return self._stream.bytes_received + self._stream.bytes_sent if self._stream else 0
 
     @property
+    def images(self) -> dict[str, int]:
+        """What ordinary SPICE has drawn by so far: see `RemoteDisplay.images`."""
+        return dict(self._canvas.counts)
+
+    @property
     def silent_s(self) -> float:
         """Seconds since something came from the server."""
         return time.monotonic() - self.heard

@@ -86,6 +86,16 @@ class RemoteDisplay:
         return self._channel.wire_bytes
 
     @property
+    def images(self) -> dict[str, int]:
+        """What ordinary SPICE has drawn by so far, so many of each kind; of shared memory nothing.
+
+        Images go by what they were packed with ("raw", "lz4", "lz", "glz", "zlib_glz", "quic",
+        "jpeg", ...), or "from_cache" and "surface" for what was here already; "mjpeg" are pictures
+        of a video, and "fill", "copy_bits" and such need no image.
+        """
+        return self._channel.images
+
+    @property
     def stale(self) -> list[Rect]:
         """Where the newest picture is not what the server shows, for want of something that decodes
         what it drew there: (top, left, bottom, right) in pixels. `Frame.stale` is that of a frame.

@@ -19,7 +19,7 @@ import trio
 from .. import codecs, region
 from ..errors import SpiceShmError
 from ..memory import MOST_LOCAL
-from ..wire.types import Compression, ImageType
+from ..wire.types import IMAGE_NAMES, Compression, ImageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 CompressionWish: TypeAlias = Literal["auto", "raw", "lz4", "lz"]
 
-NAMES = {ImageType.BITMAP: "raw", ImageType.LZ4: "lz4", ImageType.LZ_RGB: "lz"}
-"""What statistics call the types of images."""
-
 FILL = "fill"
+"""What statistics call it."""
 
 STRIP_PIXELS = 1 << 18
 """Most pixels of one picture, so that a client need not wait for the last line to show the first;
@@ -70,7 +68,7 @@ class Piece(NamedTuple):
 
     @property
     def name(self) -> str:
-        return FILL if self.image_type is None else NAMES[self.image_type]
+        return FILL if self.image_type is None else IMAGE_NAMES[self.image_type]
 
 
 def check_wish(wish: CompressionWish) -> None:

@@ -123,6 +123,15 @@ class ImageType(enum.IntEnum):
     LZ4 = 109
 
 
+IMAGE_NAMES = {kind: kind.name.lower() for kind in ImageType} | {
+    ImageType.BITMAP: "raw",
+    ImageType.LZ_RGB: "lz",
+    ImageType.GLZ_RGB: "glz",
+    ImageType.ZLIB_GLZ_RGB: "zlib_glz",
+}
+"""What statistics call the types of images."""
+
+
 class BitmapFormat(enum.IntEnum):
     """``SPICE_BITMAP_FMT_*``: bits of a palette's numbers, lowest or highest bit first; colours."""
 
