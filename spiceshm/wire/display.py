@@ -26,6 +26,7 @@ from construct import (
 from .message import As, Message, Pointed, Record, Sender, empty, message, record
 from .types import (
     MAX_SIDE,
+    Alike,
     BitmapFormat,
     Clip,
     Held,
@@ -128,7 +129,9 @@ class Resource(Record):
 class InvalList(Message):
     """These images are no longer in the cache."""
 
-    layout = Struct(*counted(As(Resource), Int16ul, 65535, name="resources", count="count"))
+    layout = Struct(
+        "count" / Rebuild(Int16ul, len_(this.resources)), "resources" / Alike(Resource, this.count)
+    )
     resources: tuple[Resource, ...]
 
 

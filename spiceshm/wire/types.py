@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -236,6 +237,25 @@ class Tuple(Adapter):  # type: ignore[misc]
 
     def _encode(self, obj: Any, context: Any, path: str) -> list[Any]:
         return list(obj)
+
+
+class Alike(Tuple):
+    """``count`` records of nothing but integers as a tuple, read together: there may be many."""
+
+    def __init__(self, kind: type[Record], count: Any) -> None:
+        super().__init__(Array(count, As(kind)))
+        self._kind = kind
+        fields = [field.subcon.fmtstr.lstrip("<") for field in kind.layout.subcons]
+        self._one = struct.Struct("<" + "".join(fields))
+
+    def _parse(self, stream: Any, context: Any, path: str) -> tuple[Any, ...]:
+        start = stream.tell()
+        size = self.subcon.count(context) * self._one.size
+        data = stream.read(size)
+        if len(data) < size:  # construct says in which field it ends
+            stream.seek(start)
+            return super()._parse(stream, context, path)  # type: ignore[no-any-return]
+        return tuple(self._kind(*values) for values in self._one.iter_unpack(data))
 
 
 class Rects(Adapter):  # type: ignore[misc]
