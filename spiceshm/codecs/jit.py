@@ -29,6 +29,9 @@ AVAILABLE = importlib.util.find_spec("numba") is not None
 _MOST = 256
 """More units than a byte can make: one that says how a length goes on is worth 255."""
 
+_TOGETHER = 1 << 16
+"""Matches of GLZ that are carried out together."""
+
 _REASONS = {-1: ENDS_EARLY, -2: TOO_MANY, -3: BEFORE_FIRST, -4: OUTSIDE}
 """What a loop returns instead of a place. Compiled code raises nothing: that would be slower."""
 
@@ -51,25 +54,38 @@ def glz(
 ) -> tuple[NDArray[np.uint32], int]:
     """What `tokens.glz` does; a word for each unit, also of what ``earlier`` returns.
 
-    Strategy: compiled code cannot be given all earlier images at once. So the matches are listed
-    first, while the literals are placed; then come those of each earlier image, and those in this
-    one last, when all is there that they may repeat.
+    Strategy: compiled code cannot be given all earlier images at once. So matches are listed, some
+    at a time, while the literals are placed; then come those of each earlier image, and those in
+    this one last, when all is there that they may repeat.
     """
-    copy = compiled(_copy)
     out = _room(count, len(body) - at)
     data = np.frombuffer(body, np.uint8)
-    matches = np.empty(((len(body) - at) // 3 + 1, 4), np.int32)
-    end, many = compiled(_glz)(data, at, out, unit, bias(unit), matches)
-    _place(end)
-    matches = matches[:many]
+    images: dict[int, Plane] = {}
+    matches = np.empty((_TOGETHER, 4), np.int32)
+    done = 0
+    while done < count:
+        at, done, many = compiled(_glz)(data, at, out, done, unit, bias(unit), matches)
+        _place(at)
+        _repeat(matches[:many], out, earlier, images)
+    return out, at
+
+
+def _repeat(
+    matches: NDArray[np.int32],
+    out: NDArray[np.uint32],
+    earlier: Callable[[int], Plane],
+    images: dict[int, Plane],
+) -> None:
+    """Carry out matches; ``images`` are those that were asked for."""
+    copy = compiled(_copy)
     foreign = matches[matches[:, 1] > 0]
     foreign = foreign[np.argsort(foreign[:, 1], kind="stable")]
-    images, starts = np.unique(foreign[:, 1], return_index=True)
-    for image, some in zip(images.tolist(), np.split(foreign, starts[1:]), strict=False):
-        _place(copy(some, out, earlier(image), False))
-    own = matches[matches[:, 1] == 0]
-    _place(copy(own, out, out, True))
-    return out, end
+    numbers, starts = np.unique(foreign[:, 1], return_index=True)
+    for image, some in zip(numbers.tolist(), np.split(foreign, starts[1:]), strict=False):
+        if image not in images:
+            images[image] = earlier(image)
+        _place(copy(some, out, images[image], False))
+    _place(copy(matches[matches[:, 1] == 0], out, out, True))
 
 
 def _room(count: int, size: int) -> NDArray[np.uint32]:
@@ -148,20 +164,23 @@ def _lz(data: Any, at: int, out: Any, unit: int, bias: int) -> int:
     return at
 
 
-def _glz(data: Any, at: int, out: Any, unit: int, bias: int, matches: Any) -> tuple[int, int]:
+def _glz(
+    data: Any, at: int, out: Any, done: int, unit: int, bias: int, matches: Any
+) -> tuple[int, int, int]:
     """Place the literals, and list the matches: to where, the image, from where and how many; of
-    this image how far back instead."""
-    size, count, done, many = len(data), len(out), 0, 0
-    while done < count:
+    this image how far back instead. Ends where no more can be listed: the place in ``data``, what
+    of ``out`` is done, and how many are listed."""
+    size, count, many = len(data), len(out), 0
+    while done < count and many < len(matches):
         if at >= size:
-            return -1, 0
+            return -1, 0, 0
         control = int(data[at])
         at += 1
         if control < 32:
             if at + (control + 1) * unit > size:
-                return -1, 0
+                return -1, 0, 0
             if done + control + 1 > count:
-                return -2, 0
+                return -2, 0, 0
             for _ in range(control + 1):
                 word = 0
                 for byte in range(unit):
@@ -175,18 +194,18 @@ def _glz(data: Any, at: int, out: Any, unit: int, bias: int, matches: Any) -> tu
             more = 255
             while more == 255:
                 if at >= size:
-                    return -1, 0
+                    return -1, 0, 0
                 more = int(data[at])
                 at += 1
                 length += more
         if at + 2 > size:
-            return -1, 0
+            return -1, 0, 0
         place = control & 15 | int(data[at]) << 4
         more = int(data[at + 1])
         at += 2
         long, last = control & 16, control & 16 and more & 32
         if at + (more >> 6) + (1 if last else 0) > size:
-            return -1, 0
+            return -1, 0, 0
         image = 0
         for byte in range(more >> 6):
             image |= int(data[at]) << 8 * byte
@@ -199,14 +218,14 @@ def _glz(data: Any, at: int, out: Any, unit: int, bias: int, matches: Any) -> tu
             place |= int(data[at]) << 17
             at += 1
         if done + length > count:
-            return -2, 0
+            return -2, 0, 0
         matches[many, 0] = done
         matches[many, 1] = image
         matches[many, 2] = place
         matches[many, 3] = length
         many += 1
         done += length
-    return at, many
+    return at, done, many
 
 
 def _copy(matches: Any, out: Any, source: Any, own: bool) -> int:

@@ -9,7 +9,7 @@ the place reached. Two passes were slower: to find with numpy where the tokens b
 as to read and copy them here. The loop holds the interpreter's lock; `jit`, which is used instead
 where numba is installed, does not.
 
-Time is bounded by the length of the input and ``count`` units of output, memory by the output.
+Time is bounded by `MOST` and ``count`` units of output, memory by the output.
 """
 
 from __future__ import annotations
@@ -35,12 +35,17 @@ _LITERAL = 32
 _LONG = 7 << 5
 """Control bytes from here on have a length that goes on in the next byte."""
 
+MOST = 1 << 20
+"""Fewer control bytes than this there must be: half a second's work. Of text and noise servers send
+one for about ten pixels."""
+
 FAR = 8192
 """Units: a distance in LZ that goes on in two more bytes."""
 
 ENDS_EARLY = "its data end before its last pixel"
 TOO_MANY = "its data have more pixels than it has"
 BEFORE_FIRST = "it repeats what is before its first pixel"
+TOO_LONG = "it is in too many pieces to be read without the package numba"
 OUTSIDE = "it repeats what is outside of an earlier image"
 
 
@@ -74,7 +79,9 @@ def lz(body: bytes, at: int, count: int, unit: int) -> tuple[bytearray, int]:
     far = unit * FAR
     out, done, end = bytearray(), 0, unit * count
     try:
-        while done < end:
+        for _ in range(MOST):
+            if done >= end:
+                break
             control = body[at]
             if control < _LITERAL:
                 stop = at + 1 + unit * (control + 1)
@@ -88,9 +95,11 @@ def lz(body: bytes, at: int, count: int, unit: int) -> tuple[bytearray, int]:
                 while (more := body[at]) == 255:
                     size += 255 * unit
                     at += 1
+                    if size > end:
+                        raise CannotDecode(TOO_MANY)
                 size += more * unit
                 if done + size > end:
-                    break
+                    raise CannotDecode(TOO_MANY)
             more = body[at + 1]
             at += 2
             distance = back[control] + more * unit
@@ -107,6 +116,8 @@ def lz(body: bytes, at: int, count: int, unit: int) -> tuple[bytearray, int]:
                 out += again * (size // distance)
                 out += again[: size % distance]
             done += size
+        else:
+            raise CannotDecode(TOO_LONG)
     except IndexError:
         raise CannotDecode(ENDS_EARLY) from None
     return _whole(out, done, end, at, len(body)), at
@@ -124,7 +135,9 @@ def glz(
     out, done, end = bytearray(), 0, unit * count
     images: dict[int, bytearray] = {}
     try:
-        while done < end:
+        for _ in range(MOST):
+            if done >= end:
+                break
             control = body[at]
             if control < _LITERAL:
                 stop = at + 1 + unit * (control + 1)
@@ -138,9 +151,11 @@ def glz(
                 while (more := body[at]) == 255:
                     size += 255 * unit
                     at += 1
+                    if size > end:
+                        raise CannotDecode(TOO_MANY)
                 size += more * unit
             if done + size > end:
-                break
+                raise CannotDecode(TOO_MANY)
             place = control & 15 | body[at + 1] << 4
             more = body[at + 2]
             at += 3
@@ -174,6 +189,8 @@ def glz(
                     out += again * (size // distance)
                     out += again[: size % distance]
             done += size
+        else:
+            raise CannotDecode(TOO_LONG)
     except IndexError:
         raise CannotDecode(ENDS_EARLY) from None
     return _whole(out, done, end, at, len(body)), at
