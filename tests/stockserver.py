@@ -80,11 +80,11 @@ class StockServer:
         self.modes, self.mode = BOTH, int(MouseMode.CLIENT)
         self.caps: frozenset[int] = frozenset()
         """Those of its display channel."""
-        self.drawn: tuple[Message, ...] = ()
-        """What it draws beside one pixel before it shows anything."""
         self.acks = True
         self.answers = True
         """Whether it answers requests for a mouse mode."""
+        self.drawn: list[Message] = [pair.create(), pair.draw()]
+        """What it has drawn before it shows anything: one pixel."""
         self.linked: list[ChannelType] = []
         """Every channel that a client has asked for."""
         self._ends: dict[ChannelType, End] = {}
@@ -157,7 +157,8 @@ class StockServer:
 
     async def _display(self, end: End) -> None:
         await end.find(display.DisplayInit)
-        end.put(pair.create(), pair.draw(), *self.drawn, display.Mark())
+        end.put(*self.drawn, display.Mark())
+        await end.stream.drain()
         await trio.sleep_forever()
 
     async def _inputs(self, end: End) -> None:

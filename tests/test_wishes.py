@@ -169,7 +169,7 @@ async def test_strict_is_to_miss_nothing(address: str) -> None:
 
 async def test_the_program_tells_what_is_stale_and_is_strict_if_asked(address: str) -> None:
     async with stockserver.serving(address) as server:
-        server.drawn = (unreadable(),)
+        server.drawn.append(unreadable())
         result = await trio.to_thread.run_sync(look, "--json", address)
         assert result.returncode == 0
         assert result.stderr.count(b"\n") == 1

@@ -338,10 +338,10 @@ class Canvas:
         region: _Region,
     ) -> Drawn:
         scaled = _scaled(source, message, surface)
-        key = np.uint32(message.true_color & 0xFFFFFF)
+        key = surface.rounded(np.asarray(message.true_color, np.uint32)) & np.uint32(0xFFFFFF)
 
         def paint(part: Rect) -> Words:
-            words = scaled(part)
+            words = surface.rounded(scaled(part))
             keyed = (words & np.uint32(0xFFFFFF)) == key
             return np.where(keyed, surface.words[_slices(part)], words)
 

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 
 import lz4.block
 import pytest
-import trio
 
 from spiceshm.codecs import bitmap, glz, jit, lz, quic
 from spiceshm.codecs import lz4 as lz4_images
 from spiceshm.wire import display
-from spiceshm.wire.types import ChannelType, SurfaceFormat
+from spiceshm.wire.types import ChannelType, ImageType, Rect, SurfaceFormat
 from tests import stockserver
 from tests.interop.viewers import screenshot
 from tests.test_decoders import BITS, Units, glz_header, lz_header, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
+
+    from spiceshm.wire import Message
 
 pytestmark = pytest.mark.peer("spicy-screenshot")
 
@@ -35,7 +36,6 @@ DRAWN = 57
 """Where the image of a DRAW_COPY begins that has neither clip nor mask."""
 
 DESCRIPTOR = 18
-SURFACE = 104
 
 
 def palette(kind: int, rng: random.Random) -> list[int]:
@@ -122,37 +122,30 @@ def quics(rng: random.Random) -> Iterator[tuple[int, bytes, np.ndarray]]:
         yield 1, struct.pack("<I", len(body)) + body, quic.decode(body, *SIZE)
 
 
-def drawing(surface: int, box: tuple[int, int, int, int], kind: int, content: bytes) -> bytes:
-    """A DRAW_COPY with its mini header."""
+def drawing(box: tuple[int, int, int, int], kind: int, content: bytes) -> Message:
+    """A DRAW_COPY onto surface 1."""
     top, left, bottom, right = box
     height, width = bottom - top, right - left
-    body = struct.pack("<I4iB", surface, *box, 0)
+    body = struct.pack("<I4iB", 1, *box, 0)
     body += struct.pack("<I4iHB", DRAWN, 0, 0, height, width, display.ROP_PUT, 0)
     body += struct.pack("<B2iI", 0, 0, 0, 0)
     assert len(body) == DRAWN
     body += struct.pack("<QBBII", 0, kind, 0, width, height) + content
-    return struct.pack("<HI", 304, len(body)) + body
+    return display.DrawCopy.parse(body)
 
 
-class Server(stockserver.StockServer):
-    """Draws images side by side on a surface that is not seen, and that one on the screen."""
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.kinds = {ChannelType.DISPLAY}
-        self.images: list[tuple[int, bytes]] = []
-
-    async def _display(self, end: stockserver.End) -> None:
-        await end.find(display.DisplayInit)
-        for surface in (0, 1):
-            flags = display.SURFACE_FLAG_PRIMARY if surface == 0 else 0
-            end.put(display.SurfaceCreate(surface, *WHOLE, SurfaceFormat.XRGB, flags))
-        for nth, (kind, content) in enumerate(self.images):
-            end.stream.send(drawing(1, place_of(nth), kind, content))
-        everything = (0, 0, WHOLE[1], WHOLE[0])
-        end.stream.send(drawing(0, everything, SURFACE, struct.pack("<I", 1)))
-        end.put(display.Mark())
-        await trio.sleep_forever()
+def all_drawn(images: Iterable[tuple[int, bytes]]) -> Iterator[Message]:
+    """Images side by side on a surface that is not seen, and that one on the screen."""
+    for surface in (0, 1):
+        flags = display.SURFACE_FLAG_PRIMARY if surface == 0 else 0
+        yield display.SurfaceCreate(surface, *WHOLE, SurfaceFormat.XRGB, flags)
+    for nth, (kind, content) in enumerate(images):
+        yield drawing(place_of(nth), kind, content)
+    everything = Rect(0, 0, WHOLE[1], WHOLE[0])
+    other = display.Image(0, ImageType.SURFACE, 0, *WHOLE, display.SurfaceImage(1))
+    yield display.DrawCopy(
+        0, everything, None, everything, display.ROP_PUT, 0, display.NO_MASK, other
+    )
 
 
 def place_of(nth: int) -> tuple[int, int, int, int]:
@@ -169,10 +162,9 @@ async def test_every_format_is_what_the_stock_client_sees(
     rng = random.Random(1)
     images = [*bitmaps(rng), *lzs(rng), *glzs(rng), *lz4s(rng), *quics(rng)]
     assert 50 < len(images) <= COLUMNS * ROWS
-    monkeypatch.setattr(stockserver, "StockServer", Server)
     async with stockserver.serving(f"unix:{tmp_path}/s") as server:
-        assert isinstance(server, Server)
-        server.images = [(kind, content) for kind, content, _ in images]
+        server.kinds = {ChannelType.DISPLAY}
+        server.drawn = list(all_drawn((kind, content) for kind, content, _ in images))
         seen = await screenshot(f"spice+unix://{tmp_path}/s", tmp_path / "shot.ppm")
     assert seen.shape == (*WHOLE[::-1], 3)
     for nth, (kind, content, got) in enumerate(images):
