@@ -538,20 +538,20 @@ def test_what_later_images_do_not_repeat_goes(loops: str) -> None:
 
 
 def test_a_full_dictionary_drops_the_oldest(loops: str) -> None:
-    dictionary = glz.Dictionary(250)
+    dictionary = glz.Dictionary(256)
     for number in range(3):
         glz.decode(glz_plain(number, 100), 100, 1, dictionary)
     glz.decode(glz_copy(3, 2), 100, 1, dictionary)
     with pytest.raises(CannotDecode, match="repeats image 0"):
         glz.decode(glz_copy(4, 4), 100, 1, dictionary)
     # One that is too large to keep is read, and leaves nothing.
-    assert glz.decode(glz_plain(4, 100, size=251), 251, 1, dictionary).shape == (1, 251, 4)
+    assert glz.decode(glz_plain(4, 100, size=257), 257, 1, dictionary).shape == (1, 257, 4)
     with pytest.raises(CannotDecode, match="repeats image 4"):
         glz.decode(glz_copy(5, 1), 100, 1, dictionary)
 
 
 def test_small_images_fill_it_too(loops: str) -> None:
-    dictionary = glz.Dictionary(3200)
+    dictionary = glz.Dictionary(12800)
     for number in range(101):
         glz.decode(glz_plain(number, 200, size=5), 5, 1, dictionary)
     glz.decode(glz_copy(101, 99, size=5), 5, 1, dictionary)
@@ -866,6 +866,16 @@ def test_sizes_that_lie_cost_nothing(loops: str) -> None:
             ),
         ):
             assert not read(image, glz.Dictionary(0))
+
+
+def test_a_dictionary_of_small_images_is_no_larger_than_another(loops: str) -> None:
+    dictionary = glz.Dictionary(1 << 18)
+    tracemalloc.start()
+    for number in range(5000):
+        glz.decode(glz_header(8, 1, 1, True, number, 5000) + b"\0abc", 1, 1, dictionary)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 8 << 18
 
 
 def test_zlib_that_never_ends() -> None:

@@ -35,7 +35,7 @@ _TOP_DOWN = 16
 _MOST = 6
 """Bytes of a pixel that is packed as badly as can be: a literal of it and one of its alpha."""
 
-_LEAST = 32
+_LEAST = 128
 """Pixels that an image counts as at least: it is not free to keep one."""
 
 read: Any = jit.glz if jit.AVAILABLE else tokens.glz
