@@ -20,7 +20,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from spiceshm import region
+from spiceshm.client import images
 from spiceshm.client.canvas import Canvas
+from spiceshm.codecs import glz
 from spiceshm.errors import (
     LinkRefused,
     LocalProtocolError,
@@ -50,6 +53,7 @@ from spiceshm.wire import MESSAGES, Message, Sender, agent, display, main, shm
 from spiceshm.wire.link import LinkMess
 from spiceshm.wire.types import LinkError
 from tests import pair
+from tests.fuzz import streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -208,6 +212,53 @@ def display_client(given: Input) -> None:
             _count(client)
     finally:
         client.close()
+
+
+class Painter:
+    """Ordinary SPICE at a client: what a server says, drawn message by message.
+
+    A server may cause pictures, regions that are stale, and errors. What it is asked to have kept
+    is of a size that a client asks for.
+    """
+
+    def __init__(self, situation: int = 0) -> None:
+        cached, repeated, full = (situation >> bit & 1 for bit in range(3))
+        self.machine = ClientDisplay(mini=not full)
+        pixels = 1 << 20
+        earlier = glz.Dictionary(pixels * (1 - repeated))
+        self.canvas = Canvas(
+            cache_pixels=pixels * (1 - cached), decode=partial(images.decode, earlier=earlier)
+        )
+        self.machine.send(pair.INIT)
+
+    def hear(self, data: bytes) -> None:
+        for message in self.machine.receive_data(data):
+            str(message)
+            drawn = self.canvas.receive(message)
+            surface = self.canvas.surfaces.get(drawn.surface_id)
+            for top, left, bottom, right in drawn.rects + drawn.stale:
+                assert surface is not None
+                assert 0 <= top < bottom <= surface.height
+                assert 0 <= left < right <= surface.width
+            assert bool(drawn.why) == bool(drawn.stale)
+            assert "\n" not in drawn.why + drawn.detail
+            assert len(drawn.rects) <= region.MOST_RECTS
+        self.machine.data_to_send()
+
+    @property
+    def allowed(self) -> int:
+        """Bytes of memory beside the surfaces: 64 MiB, or for each pixel of the largest one 16."""
+        sizes = [surface.width * surface.height for surface in self.canvas.surfaces.values()]
+        return max([64 << 20, *(16 * size for size in sizes)])
+
+
+def drawing(given: Input) -> None:
+    """Whatever a server sends to be drawn ends in an error, or in pictures and stale regions."""
+    painter = Painter(given.situation)
+    for data, descriptors in given.reads():
+        for descriptor in descriptors:
+            descriptor.close()
+        painter.hear(data)
 
 
 def display_server(given: Input) -> None:
@@ -400,6 +451,7 @@ def bodies(given: Input) -> None:
 
 TARGETS: dict[str, Callable[[Input], None]] = {
     "display-client": display_client,
+    "drawing": drawing,
     "display-server": display_server,
     "channels": channels,
     "agent": guest_agent,
@@ -456,6 +508,9 @@ def _from_vectors(target: str) -> Iterator[bytes]:
     if target == "display-client":
         for situation in range(len(_STATES)):
             yield Input(situation, 47, 0xF0, conversation()).encode()
+    if target == "drawing":
+        for data in streams.seeds():
+            yield Input(0, 0, 0, data).encode()
 
 
 def _as_inputs(target: str, vector: dict[str, object], body: bytes) -> Iterator[bytes]:
@@ -483,6 +538,8 @@ def _as_inputs(target: str, vector: dict[str, object], body: bytes) -> Iterator[
             if state is not State.START:
                 yield Input(situation, 0, 0, framed + tail).encode()
         yield Input(1, 0, 0xF0, framed + tail).encode()
+    elif channel == "display" and target == "drawing" and sender is Sender.SERVER:
+        yield Input(0, 0, 0, pair.framed(pair.create()) + framed).encode()
     elif target == "channels":
         for at, (of, role, _) in enumerate(_CHANNELS):
             if channel in ("base", of) and role is sender.other:
