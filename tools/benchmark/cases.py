@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from . import encoders, ends, floor, handover, keys, startup, xdesktop
+from . import encoders, ends, floor, handover, keys, startup, stock, xdesktop
 from .contents import CONTENTS
 from .work import (
     HD,
@@ -134,6 +134,14 @@ def _lacks_encoders(peer: encoders.Peer, _: Conditions) -> str | None:
     return encoders.lacks(peer)
 
 
+def _stock(peer: stock.Peer, c: Conditions) -> Measures:
+    return stock.measure(peer, c.seconds)
+
+
+def _lacks_stock(peer: stock.Peer, _: Conditions) -> str | None:
+    return stock.lacks(peer)
+
+
 def _handover(work: Work, c: Conditions) -> Measures:
     return handover.measure(work, c.cores, c.seconds)
 
@@ -241,6 +249,9 @@ def _others() -> Iterator[Case]:
     for sender in encoders.PEERS:
         run, lacks = partial(_encoders, sender), partial(_lacks_encoders, sender)
         yield Case(f"encoders-{sender}", run, lacks, False)
+    for looker in stock.PEERS:
+        run, lacks = partial(_stock, looker), partial(_lacks_stock, looker)
+        yield Case(f"machine-{looker}", run, lacks, False)
     for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
         job = replace(work, pause_s=IDLE_PAUSE_S)
         yield Case(f"iceoryx2-{name}", partial(_handover, job), _lacks_handover, True)
@@ -366,6 +377,34 @@ def _encoder_rows(measure: str, unit: str) -> Iterator[Row]:
             yield Row(*row, f"encoders-{peer}", unit=unit)
 
 
+_STOCK = (
+    ("QEMU, raw over Unix; screendump", "qemu-unix", "qemu-screendump"),
+    ("QEMU, LZ4 over TCP; screendump", "qemu-tcp", "qemu-screendump"),
+    ("QEMU, raw over Unix; spicy-screenshot", "qemu-unix", "qemu-spicy"),
+    ("Xspice, raw; x11vnc, asyncvnc", "xspice-raw", "xspice-vnc"),
+    ("Xspice, LZ4; x11vnc, asyncvnc", "xspice-lz4", "xspice-vnc"),
+    ("Xspice, LZ4; mss", "xspice-lz4", "xspice-mss"),
+    ("Xspice, LZ4; spicy-screenshot", "xspice-lz4", "xspice-spicy"),
+)
+"""What our program reads, and who else: ours, and the other's."""
+
+
+def _first_rows() -> Iterator[Row]:
+    for label, mine, other in _STOCK:
+        if not other.endswith("spicy"):
+            yield Row(label, f"machine-{mine}", "first_ms", f"machine-{other}", unit="ms")
+    for server, name in (("qemu", "QEMU"), ("xspice", "Xspice")):
+        row = f"{name}; spicy-screenshot, both with their start", f"machine-{server}-client"
+        yield Row(*row, "first_ms", f"machine-{server}-spicy", unit="ms")
+
+
+def _stock_rows(measure: str, unit: str) -> Iterator[Row]:
+    for change in stock.CHANGES:
+        for label, mine, other in _STOCK:
+            name = f"{change}_{measure}"
+            yield Row(f"{change}: {label}", f"machine-{mine}", name, f"machine-{other}", unit=unit)
+
+
 def _handover_rows() -> Iterator[Row]:
     for kind, label, ours in (("tile", "1 tile", "idle-1"), ("frame", "1080p", "idle-1080p-draw")):
         yield Row(f"{label}: published until copied", ours, "seen_p50_us", f"iceoryx2-{kind}")
@@ -396,6 +435,10 @@ _TILE_NOTE = (
     "The C floor sends as many bytes and copies as many pixels with memcpy; it never merges."
 )
 
+_STOCK_NOTE = (
+    "QEMU (-vga std, -accel tcg) with a boot sector in place of an operating system, and Xspice. "
+    "Nothing is pinned. "
+)
 _ENCODERS_NOTE = (
     "A desktop of 1920x1080, TCP on the loopback device, one reader that is no viewer: it takes "
     "what comes, acknowledges or asks for more, and decodes only where it must to know what it "
@@ -582,6 +625,37 @@ TABLES = (
         ("spiceshm", "the other"),
         "less",
         tuple(_encoder_rows("cpu_us", "us")),
+    ),
+    Table(
+        "machine-first",
+        "Stock servers: the first picture",
+        _STOCK_NOTE + "Until a picture of 1920x1080 is in a numpy array, nothing being drawn "
+        "meanwhile: spiceshm.connect() and latest(), a connection to the monitor and its "
+        "screendump, asyncvnc.connect() and what comes first, mss. Of commands the "
+        "start of the process counts too: spiceshm-client --screenshot, a Python that starts, and "
+        "spicy-screenshot.",
+        ("spiceshm", "the other"),
+        "less",
+        tuple(_first_rows()),
+    ),
+    Table(
+        "machine-updates",
+        "Stock servers: changed pictures a second",
+        _STOCK_NOTE + "Changed pictures that came to the reader in a second while a line of text "
+        "(960x13 pixels) or all of the screen (page) is drawn again and again, in QEMU 500 times a "
+        "second, in Xspice as often as it can. QEMU looks every 30 ms for what has changed. The "
+        "others are called again as soon as they have returned.",
+        ("spiceshm", "the other"),
+        "more",
+        tuple(_stock_rows("pictures_per_s", "/s")),
+    ),
+    Table(
+        "machine-cpu",
+        "Stock servers: CPU time of a changed picture",
+        "As above: user and system time of the reader and of what it starts, not of the servers.",
+        ("spiceshm", "the other"),
+        "less",
+        tuple(_stock_rows("reader_cpu_us", "us")),
     ),
     Table(
         "handover",

@@ -12,7 +12,7 @@ import ctypes
 import os
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -272,15 +272,18 @@ class Painter:
             )
 
 
+P = TypeVar("P", bound=Painter)
+
+
 @contextmanager
-def painter(display: str) -> Iterator[Painter]:
+def painter(display: str, kind: type[P]) -> Iterator[P]:
     """Connected to an X display, until the block ends."""
     import xcffib
     import xcffib.xproto
 
     connection = xcffib.connect(display=display)
     try:
-        yield Painter(connection)
+        yield kind(connection)
     except xcffib.XcffibException as error:
         raise Failed(f"X display {display}: {type(error).__name__} {error}") from None
     finally:

@@ -150,7 +150,11 @@ class _Scene:
 
 def measure(peer: Peer, seconds: float) -> Measures:
     """Show each content for so long to a reader of ``peer``. Raises Failed."""
-    with workers() as start, _desktop(peer) as (display, place, pids), painter(display) as canvas:
+    with (
+        workers() as start,
+        _desktop(peer) as (display, place, pids),
+        painter(display, Painter) as canvas,
+    ):
         scene = _Scene(canvas, start(look, peer, place), pids)
         measures: Measures = {}
         for content in CONTENTS:

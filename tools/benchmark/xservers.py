@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _END_S = 2.0
-_PACKAGES = {"Xvfb": "xvfb", "Xspice": "xserver-xspice"}
+_PACKAGES = {
+    "Xvfb": "xvfb",
+    "Xspice": "xserver-xspice",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "spicy-screenshot": "spice-client-gtk",
+}
 
 _XSPICE = """\
 Section "Device"
@@ -84,9 +89,10 @@ def number(pixel: Any) -> int:
 
 
 @contextmanager
-def _program(
+def program(
     command: list[str], *, stdout: int = subprocess.PIPE, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[str]]:
+    """Run it as long as the block; what it says on stderr is dropped."""
     process = subprocess.Popen(
         command, stdout=stdout, stderr=subprocess.DEVNULL, text=True, pass_fds=pass_fds
     )
@@ -115,7 +121,7 @@ def xvfb(*options: str) -> Iterator[tuple[str, int]]:
 def xspice() -> Iterator[tuple[str, int, str]]:
     """An X server that is a SPICE server; gives its display, its pid, and host:port."""
     with tempfile.TemporaryDirectory(prefix="spiceshm-bench-") as directory:
-        port, config = _free_port(), Path(directory, "xorg.conf")
+        port, config = free_port(), Path(directory, "xorg.conf")
         config.write_text(_XSPICE.format(port=port, width=HD[0], height=HD[1]))
         log = f"{directory}/log"
         words = ["Xorg", "-config", str(config), "-logfile", log, "-nocursor"]
@@ -132,7 +138,7 @@ def _x_server(*words: str) -> Iterator[tuple[str, int]]:
         name = str(theirs.fileno())
         command = [*words, "-displayfd", name, "-nolisten", "tcp", "-noreset"]
         passed = (theirs.fileno(),)
-        with _program(command, stdout=subprocess.DEVNULL, pass_fds=passed) as process:
+        with program(command, stdout=subprocess.DEVNULL, pass_fds=passed) as process:
             theirs.close()
             number = ours.makefile().readline().strip()
             if not number:
@@ -152,10 +158,10 @@ def served(
         if server is None:
             yield display, []
         elif server == "vnc":
-            port = _free_port()
+            port = free_port()
             command = ["x11vnc", "-display", display, "-localhost", "-nopw", "-shared", "-forever"]
             command += ["-wait", "1", "-defer", "1", "-noscr", "-rfbport", str(port), *options]
-            process = stack.enter_context(_program(command))
+            process = stack.enter_context(program(command))
             _await_line("x11vnc", process, "PORT=")
             yield str(port), [process.pid]
         else:
@@ -164,7 +170,7 @@ def served(
             command += ["--display", display, *options]
             if "--listen" not in options:
                 command += ["--listen", f"unix:{directory}/s"]
-            process = stack.enter_context(_program(command))
+            process = stack.enter_context(program(command))
             said = json.loads(_await_line("spiceshm-server", process, "{"))
             yield said["listening"][0]["address"], [process.pid]
 
@@ -177,6 +183,7 @@ def _await_line(name: str, process: subprocess.Popen[str], start: str) -> str:
     raise Failed(f"{name} ended early")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of TCP that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
