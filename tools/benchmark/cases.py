@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from . import encoders, ends, floor, handover, keys, startup, stock, xdesktop
+from . import decoders, encoders, ends, floor, handover, keys, startup, stock, xdesktop
 from .contents import CONTENTS
 from .work import (
     HD,
@@ -142,6 +142,14 @@ def _lacks_stock(peer: stock.Peer, _: Conditions) -> str | None:
     return stock.lacks(peer)
 
 
+def _decoders(codec: decoders.Codec, c: Conditions) -> Measures:
+    return decoders.measure(codec, c.seconds)
+
+
+def _lacks_decoders(codec: decoders.Codec, _: Conditions) -> str | None:
+    return decoders.lacks(codec)
+
+
 def _handover(work: Work, c: Conditions) -> Measures:
     return handover.measure(work, c.cores, c.seconds)
 
@@ -252,6 +260,9 @@ def _others() -> Iterator[Case]:
     for looker in stock.PEERS:
         run, lacks = partial(_stock, looker), partial(_lacks_stock, looker)
         yield Case(f"machine-{looker}", run, lacks, False)
+    for codec in decoders.CODECS:
+        run, lacks = partial(_decoders, codec), partial(_lacks_decoders, codec)
+        yield Case(f"decoders-{codec}", run, lacks, False)
     for name, work in (("tile", Work(HD, tile(HD))), ("frame", Work(HD, everything(HD)))):
         job = replace(work, pause_s=IDLE_PAUSE_S)
         yield Case(f"iceoryx2-{name}", partial(_handover, job), _lacks_handover, True)
@@ -403,6 +414,33 @@ def _stock_rows(measure: str, unit: str) -> Iterator[Row]:
         for label, mine, other in _STOCK:
             name = f"{change}_{measure}"
             yield Row(f"{change}: {label}", f"machine-{mine}", name, f"machine-{other}", unit=unit)
+
+
+_CODECS: dict[decoders.Codec, str] = {
+    "raw": "raw",
+    "lz4": "LZ4",
+    "lz": "LZ",
+    "lz-python": "LZ without numba",
+    "lz-plt": "LZ_PLT",
+    "lz-plt-python": "LZ_PLT without numba",
+    "glz": "GLZ",
+    "glz-python": "GLZ without numba",
+    "zlib-glz": "ZLIB_GLZ",
+    "zlib-glz-python": "ZLIB_GLZ without numba",
+    "jpeg": "JPEG",
+    "jpeg-alpha": "JPEG_ALPHA",
+    "jpeg-alpha-python": "JPEG_ALPHA without numba",
+    "quic": "QUIC",
+    "canvas-raw": "raw, from the message to the canvas",
+    "canvas-lz4": "LZ4, from the message to the canvas",
+}
+
+
+def _decoder_rows() -> Iterator[Row]:
+    for codec, label in _CODECS.items():
+        case = f"decoders-{codec}"
+        for shown in decoders.SHOWN:
+            yield Row(f"{label}: {shown}", case, f"{shown}_us", case, "copy_us")
 
 
 def _handover_rows() -> Iterator[Row]:
@@ -656,6 +694,19 @@ TABLES = (
         ("spiceshm", "the other"),
         "less",
         tuple(_stock_rows("reader_cpu_us", "us")),
+    ),
+    Table(
+        "decoders",
+        "Decoding what stock servers send",
+        "For 1920x1080 pixels, as Xspice sent them in this run; against np.copyto() of as many, in "
+        "the same process. Text is black on white, the desktop a smooth picture with some text on "
+        "it, the photo a smooth picture with noise everywhere, which Xspice sends raw where it would "
+        "pack it by LZ4; what is raw is decoded to a view of the message. One thread, which is not "
+        "pinned. To the canvas: from bytes in reads of 256 kB to pixels of the surface, what is between them "
+        "and the decoder included.",
+        ("decoded", "copied"),
+        "less",
+        tuple(_decoder_rows()),
     ),
     Table(
         "handover",

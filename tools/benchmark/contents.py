@@ -32,6 +32,9 @@ MARKS = ((_MARK // 2, _MARK // 2), (HD[1] - _MARK // 4, HD[0] - _MARK // 4))
 
 _FONT, _CELL, _ASCENT = "fixed", (6, 13), 11
 _COLUMNS, _LINES = 160, 50
+LINE = _CELL[1]
+"""Pixels from a line of text to the next."""
+
 _TEXT_AT = (480, 200)
 _WINDOW = (640, 480)
 _WINDOW_STEP = (12, 7)
@@ -125,7 +128,7 @@ class Painter:
         """A window with text and a picture, which somebody drags about."""
         width, height = _WINDOW
         pixmap = self._new_pixmap(width, height)
-        self._put(pixmap, (0, 0), _gradients(width, height, 1))
+        self._put(pixmap, (0, 0), gradients(width, height, 1))
         for row in range(height // 2 // _CELL[1]):
             self._write(pixmap, row * _CELL[1], row)
         window = self._open((0, 0), _WINDOW, pixmap=pixmap)
@@ -149,7 +152,7 @@ class Painter:
         film = np.empty((_VIDEO_FRAMES, height, width, 4), np.uint8)
         for nth in range(_VIDEO_FRAMES):
             noise = rng.integers(0, _NOISE, (height, width, 4), np.uint8)
-            np.add(_gradients(width, height, nth / 4), noise, out=film[nth])
+            np.add(gradients(width, height, nth / 4), noise, out=film[nth])
         window = self._open(_VIDEO_AT, _VIDEO)
         frames = self._share(film.reshape(-1, width, 4))
         return lambda frame: frames(window, frame % _VIDEO_FRAMES * height, height)
@@ -171,7 +174,7 @@ class Painter:
     def _wallpaper(self) -> None:
         """A desktop that is not empty: a picture, and some text on it."""
         pixmap = self._new_pixmap(*HD)
-        self._put(pixmap, (0, 0), _gradients(*HD, 0))
+        self._put(pixmap, (0, 0), gradients(*HD, 0))
         for row in range(4, HD[1] // _CELL[1] - 4, 3):
             self._write(pixmap, row * _CELL[1], row)
         self._core.ChangeWindowAttributes(self._root, self._x.CW.BackPixmap, [pixmap])
@@ -324,7 +327,7 @@ def _to_and_fro(way: int, most: int) -> int:
     return most - abs(way % (2 * most) - most)
 
 
-def _gradients(width: int, height: int, time: float) -> NDArray[np.uint8]:
+def gradients(width: int, height: int, time: float) -> NDArray[np.uint8]:
     """A picture (height, width, 4), smooth and coloured, that drifts with ``time``."""
     y, x = (np.arange(size, dtype=np.float32) / 200 for size in (height, width))
     picture = np.zeros((height, width, 4), np.uint8)

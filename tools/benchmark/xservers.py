@@ -36,6 +36,8 @@ Section "Device"
     Option "SpiceDisableTicketing" "True"
     Option "SpiceStreamingVideo" "off"
     Option "NumHeads" "1"
+    Option "SpiceJpegWanCompression" "{lossy}"
+    Option "SpiceZlibGlzWanCompression" "{lossy}"
     # Without sizes it ends at once, whatever its manual says about what they are then.
     Option "SurfaceBufferSize" "128"
     Option "CommandBufferSize" "128"
@@ -118,11 +120,16 @@ def xvfb(*options: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def xspice() -> Iterator[tuple[str, int, str]]:
-    """An X server that is a SPICE server; gives its display, its pid, and host:port."""
+def xspice(*, far: bool = False) -> Iterator[tuple[str, int, str]]:
+    """An X server that is a SPICE server; gives its display, its pid, and host:port.
+
+    If ``far`` it packs JPEG in place of QUIC, and GLZ by zlib, as for a client that is far away.
+    """
     with tempfile.TemporaryDirectory(prefix="spiceshm-bench-") as directory:
         port, config = free_port(), Path(directory, "xorg.conf")
-        config.write_text(_XSPICE.format(port=port, width=HD[0], height=HD[1]))
+        config.write_text(
+            _XSPICE.format(port=port, width=HD[0], height=HD[1], lossy="always" if far else "never")
+        )
         log = f"{directory}/log"
         words = ["Xorg", "-config", str(config), "-logfile", log, "-nocursor"]
         with _x_server(*words) as (display, pid):
