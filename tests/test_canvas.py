@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import time
 import tracemalloc
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -966,6 +967,47 @@ def test_large_drawing_takes_little_memory_in_between() -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 32 << 20, message.title
+
+
+LARGE = (0, 0, 2160, 3840)
+ALL = Rect(*LARGE)
+DOTS = np.array([(y, x, y + 1, x + 1) for y in range(0, 512, 2) for x in range(0, 512, 2)], "<i4")
+THE_MOST = {
+    "a pattern of itself": lambda: fill(LARGE, brush=tiles(of_surface(0)), rop=64),
+    "itself, mixed": lambda: copy(LARGE, of_surface(0), (0, 0, 2159, 3839), scale=0),
+    "a few pixels, mixed": lambda: copy(LARGE, bitmap(noise(1)), scale=0),
+    "the nearest of a few": lambda: copy(LARGE, bitmap(noise(1))),
+    "itself, blended": lambda: display.DrawAlphaBlend(0, ALL, None, 3, 99, ALL, of_surface(0)),
+    "all but one colour": lambda: display.DrawTransparent(0, ALL, None, ALL, 0, 0, of_surface(0)),
+    "three with a mask": lambda: display.DrawRop3(
+        0,
+        ALL,
+        None,
+        Rect(*WHOLE),
+        tiles(bitmap(noise(2))),
+        0x69,
+        0,
+        masked(bits(np.ones((2160, 3840), np.uint8))),
+        bitmap(noise(1)),
+    ),
+    "many parts": lambda: fill(LARGE, clip=DOTS, rop=64),
+    "many parts of itself": lambda: display.CopyBits(0, ALL, DOTS, Point(1, 1)),
+}
+
+
+@pytest.mark.parametrize("what", THE_MOST)
+def test_the_most_that_one_message_draws(what: str) -> None:
+    """A second, on the largest surface that there may be, which is four times as large as this."""
+    canvas = Canvas()
+    canvas.receive(display.SurfaceCreate(0, 3840, 2160, 32, 1))
+    canvas.surfaces[0].words[:] = np.arange(3840, dtype=np.uint32)
+    message = THE_MOST[what]()
+    start = time.process_time()
+    drawn = canvas.receive(message)
+    took = time.process_time() - start
+    assert drawn.rects
+    assert not drawn.why
+    assert took < (0.8 if message.clip is not None else 0.3)
 
 
 # memory of the frames

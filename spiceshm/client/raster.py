@@ -7,7 +7,7 @@ what has changed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from ..region import Rect
     from .images import Words
+
+C = TypeVar("C", bound="NDArray[np.unsignedinteger[Any]]")
 
 SOURCE, DEST = 0b1100, 0b1010
 """The codes of rasters operations that give the source, and what is there already."""
@@ -179,21 +181,32 @@ def interpolated(picture: Words, size: tuple[int, int], part: Rect) -> Words:
     """The same, but of the four nearest pixels each; ``picture`` has a frame as `framed` gives."""
     above, down = _before(picture.shape[0] - 2, size[0], part[0], part[2])
     before, across = _before(picture.shape[1] - 2, size[1], part[1], part[3])
-    down, across = down[:, None, None], across[:, None]
-    columns = np.concatenate([before, before + 1])
-    upper = _mixed_across(picture[above[:, None], columns], across)
-    lower = _mixed_across(picture[above[:, None] + 1, columns], across)
-    mixed = (upper * (256 - down) + lower * down) >> 16
+    # A line that is mixed with the one above and the one below is put together once.
+    rows, places = np.unique(np.concatenate([above, above + 1]), return_inverse=True)
+    lines = _mixed_across(picture[rows], before, across[:, None].astype(np.uint16))
+    upper, lower = np.split(places, 2)
+    mixed = _weighed(
+        lines[upper].astype(np.uint32), lines[lower].astype(np.uint32), down[:, None, None]
+    )
+    mixed >>= 16
     words: Words = mixed.astype(np.uint8).view("<u4")[..., 0]
     return words
 
 
-def _mixed_across(pairs: Words, weight: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Of the left and the right neighbours, side by side, their mean times 256."""
-    channels = np.ascontiguousarray(pairs, "<u4")[..., None].view(np.uint8).astype(np.uint32)
-    half = channels.shape[1] // 2
-    mixed: NDArray[np.uint32] = channels[:, :half] * (256 - weight) + channels[:, half:] * weight
-    return mixed
+def _mixed_across(
+    lines: Words, before: NDArray[np.int64], across: NDArray[np.uint16]
+) -> NDArray[np.uint16]:
+    """Of the pixels at ``before`` and those behind them the channels' mean, times 256."""
+    left, right = _channels(lines[:, before]), _channels(lines[:, before + 1])
+    return _weighed(left, right, across)
+
+
+def _weighed(one: C, other: C, weight: Any) -> C:
+    """How much the ``other`` counts in 256; in the place of both."""
+    np.multiply(one, 256 - weight, out=one)
+    np.multiply(other, weight, out=other)
+    np.add(one, other, out=one)
+    return one
 
 
 def _centres(many: int, scaled: int, start: int, end: int) -> NDArray[np.int64]:
