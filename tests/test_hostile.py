@@ -37,8 +37,20 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import spiceshm
+from spiceshm.protocol import TABLES, State
 from spiceshm.server import entrance
-from spiceshm.wire import Message, Sender, display, lookup, main, shm, types
+from spiceshm.wire import (
+    MESSAGES,
+    Message,
+    Sender,
+    cursor,
+    display,
+    inputs,
+    lookup,
+    main,
+    shm,
+    types,
+)
 from spiceshm.wire.base import Ack, AckSync, Pong, SetAck
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
 from tests import pair
@@ -1466,6 +1478,7 @@ class HostileServer:
         self.options = options
         self.main: Wire
         self.display: Wire
+        self.listener: trio.socket.SocketType
         self.stack = contextlib.ExitStack()
         self._fds: list[int] = []
 
@@ -1531,6 +1544,7 @@ async def hostile(act: Any, **options: Any) -> AsyncIterator[str]:
         with trio.socket.socket(socket.AF_UNIX) as listener, server.stack:
             await listener.bind(f"{place}/h")
             listener.listen()
+            server.listener = listener
 
             async def run() -> None:
                 try:
@@ -2032,6 +2046,90 @@ async def test_a_servers_fault_ends_the_connection_with_one_line(
             await look_on(address)
         assert re.fullmatch(f"{re.escape(address)}: {why}", str(caught.value))
         await at.all_is_well()
+
+
+# Every message that a client can be sent, cut off, with more behind it, and too large
+
+
+SPOILT = ("cut", "longer", "huge")
+EXAMPLES = pair.examples()
+
+
+def spoilt(message: Message, how: str) -> bytes | None:
+    """A message that nobody may send; None if it could be sent so."""
+    kind, body = type(message), message.packed
+    if how == "huge":
+        return raw(kind.number, b"", 0xFFFFFFFF)
+    body = body[:-1] if how == "cut" else body + b"\1"
+    try:
+        kind.parse(body)
+    except spiceshm.RemoteProtocolError:
+        return raw(kind.number, body)
+    return None
+
+
+def sent_on(channel: str) -> list[Message]:
+    """What a server may say on a channel that is open, a message of each kind."""
+    state = State.ORDINARY if channel == "display" else State.OPEN
+    kinds = [
+        kind
+        for kind in MESSAGES.values()
+        if kind.sender is Sender.SERVER
+        and (kind.channel == "base" or kind in TABLES[channel][state])
+    ]
+    return [max(EXAMPLES[kind], key=lambda example: len(example.packed)) for kind in kinds]
+
+
+FIRST = {
+    "cursor": cursor.CursorInit(0, 0, 0, 0, 1, cursor.Cursor(cursor.FLAG_NONE)),
+    "inputs": inputs.InputsInit(0),
+}
+
+
+@pytest.mark.parametrize("channel", ["display", "main", "cursor", "inputs"])
+async def test_no_message_of_a_server_may_be_cut_off_or_too_long(channel: str) -> None:
+    """One line that names the server, the message and what is wrong; nothing stays open."""
+    wrong: bytes
+
+    async def act(it: HostileServer) -> None:
+        await it.ordinary()
+        wire = it.main if channel == "main" else it.display
+        if channel in FIRST:
+            listed = [main.ChannelId(kind, 0) for kind in (1, 2, 3, 4)]
+            await it.main.put(main.ChannelsList(tuple(listed)))
+            wire = await it.accept(it.listener)
+            await it.link(wire)
+            await wire.put(FIRST[channel])
+        await wire.put(wrong)
+
+    async def look(address: str) -> None:
+        async with spiceshm.connect(address) as remote:
+            if channel == "cursor":
+                await remote.cursor()
+            elif channel == "inputs":
+                await remote.key("a")
+            async for _ in remote.frames():
+                pass
+
+    tried = 0
+    with pair.no_descriptor_left():
+        for message in sent_on(channel):
+            for how in SPOILT:
+                if (found := spoilt(message, how)) is None:
+                    continue
+                wrong = found
+                async with hostile(act) as address:
+                    with (
+                        trio.fail_after(SOON),
+                        pytest.raises(spiceshm.RemoteProtocolError) as caught,
+                    ):
+                        await look(address)
+                title = re.escape(f"{address}: {message.title}: ")
+                assert re.fullmatch(
+                    title + r"[a-z][^\n]*|" + title + r"\d+ bytes[^\n]*", str(caught.value)
+                )
+                tried += 1
+    assert tried > 2 * len(sent_on(channel))
 
 
 # Servers that go, hang, or talk nonsense before anything is shown

@@ -8,7 +8,7 @@ import trio
 
 from ..errors import ConnectError, Disconnected
 from ..protocol import Channel, State
-from .reading import HANDSHAKE_S
+from .reading import HANDSHAKE_S, PIECE
 
 if TYPE_CHECKING:
     from ..transport import Stream
@@ -67,7 +67,7 @@ class LaterChannel:
             with self._session.named():
                 self._received(stream, link.rest)
                 while self._machine.state is State.START:
-                    data, _ = await stream.receive()
+                    data, _ = await stream.receive(PIECE)
                     self._received(stream, data)
                     await stream.drain()
         except BaseException:
@@ -83,7 +83,7 @@ class LaterChannel:
         assert stream is not None
         try:
             while True:
-                data, _ = await stream.receive()
+                data, _ = await stream.receive(PIECE)
                 self._received(stream, data)
                 await stream.settled()
         finally:

@@ -40,7 +40,7 @@ from . import images
 from .canvas import Canvas
 from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
-from .reading import Reading
+from .reading import PIECE, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,9 +58,6 @@ log = logging.getLogger("spiceshm.client")
 MOST_DRAWN = 256
 TURN_S = 0.05
 """So long what comes in ordinary SPICE is drawn before others have their turn."""
-
-PIECE = 1 << 15
-"""Bytes of ordinary SPICE that are taken apart at once."""
 
 STALE_S = 0.01
 ANSWER_S = 0.2

@@ -31,6 +31,9 @@ End: TypeAlias = ProtocolError | Disconnected | CannotDecode
 
 ENDS = (ProtocolError, Disconnected, CannotDecode)
 HANDSHAKE_S = 10.0
+PIECE = 1 << 15
+"""Bytes of small messages that are taken apart before others have their turn."""
+
 AWAY_S = 0.1
 """After so long without somebody who waits for frames the channel is read in the background."""
 IDLE_S = 0.01

@@ -27,7 +27,7 @@ from .cursor import CursorChannel
 from .display import DisplayChannel
 from .inputs import Inputs
 from .keyboard import Keyboard
-from .reading import ENDS, HANDSHAKE_S
+from .reading import ENDS, HANDSHAKE_S, PIECE
 from .remote import RemoteDisplay
 from .wishes import Wishes
 
@@ -348,7 +348,7 @@ class _MainChannel:
         """Wait for MAIN_INIT; returns the session id."""
         self._received(self._rest)
         while self._session_id is None:
-            data, _ = await self._stream.receive()
+            data, _ = await self._stream.receive(PIECE)
             self._received(data)
             await self._stream.drain()
         return self._session_id
@@ -356,7 +356,7 @@ class _MainChannel:
     async def read(self) -> None:
         try:
             while True:
-                data, _ = await self._stream.receive()
+                data, _ = await self._stream.receive(PIECE)
                 self._received(data)
                 await self._stream.settled()
         finally:
