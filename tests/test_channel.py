@@ -36,6 +36,13 @@ from tests.pair import ConnectionPair, framed, sent
 
 EXAMPLES = pair.examples()
 DRAWING = get_args(display.Drawing)
+STREAMS = (
+    display.StreamCreate,
+    display.StreamData,
+    display.StreamDataSized,
+    display.StreamClip,
+    display.StreamDestroy,
+)
 KINDS = sorted(MESSAGES.values(), key=lambda kind: (kind.channel, kind.sender.value, kind.number))
 STATES = [(channel, state) for channel, table in TABLES.items() for state in table]
 CHANNELS = list(TABLES)
@@ -763,6 +770,37 @@ def test_a_piece_of_the_next_message_changes_nothing(
     reader = Channel(channel, sender.other, mini=mini)
     assert reader.receive_data(data + tail[:at]) == messages
     assert reader.receive_data(tail[at:]) == [last]
+
+
+def told(pieces: list[bytes]) -> list[str]:
+    """What a client in ordinary SPICE is told by what comes in pieces, and by what it fails."""
+    got: list[str] = []
+    with pair.at(State.ORDINARY) as joined:
+        try:
+            for piece in pieces:
+                got += map(repr, joined.client.receive_data(piece))
+        except RemoteProtocolError as error:
+            got.append(str(error))
+    return got
+
+
+@pytest.mark.parametrize("kind", DRAWING + STREAMS, ids=name_of)
+def test_a_drawing_cut_off_anywhere_is_its_own_fault(kind: type[Message]) -> None:
+    """Whole or byte by byte; and so it is with bytes behind it, which are no message."""
+    for example in EXAMPLES[kind][:3]:
+        body = example.packed
+        seen = set()
+        for size in range(min(len(body), 150) + 1):
+            spoilt = struct.pack("<HI", kind.number, size) + body[:size]
+            whole = told([spoilt])
+            assert told([bytes([byte]) for byte in spoilt]) == whole
+            [outcome] = whole
+            assert outcome.startswith((f"{kind.title}: ", kind.__name__))
+            seen.add(outcome.split(": ")[0])
+        assert kind.title in seen
+        unknown = b"\xff" * 6
+        [*_, last] = told([framed(fitting(kind, State.ORDINARY)) + unknown])
+        assert last.startswith("display message 65535: size: 4294967295 bytes")
 
 
 def test_a_large_message_in_the_smallest_pieces() -> None:

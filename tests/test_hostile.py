@@ -21,7 +21,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,6 +56,7 @@ from spiceshm.wire import (
 from spiceshm.wire.base import Ack, AckSync, Pong, SetAck
 from spiceshm.wire.link import LinkHeader, LinkMess, LinkReply
 from tests import pair
+from tests.fuzz import streams
 from tests.programs import (
     DEADLINE,
     Program,
@@ -2130,6 +2133,39 @@ async def test_no_message_of_a_server_may_be_cut_off_or_too_long(channel: str) -
                 )
                 tried += 1
     assert tried > 2 * len(sent_on(channel))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_recorded_sessions_that_were_changed_end_in_one_line(strict: bool) -> None:
+    """As tests/test_fuzz.py has them, for a whole client that looks at what is drawn."""
+    ends: Counter[str] = Counter()
+
+    async def act(it: HostileServer) -> None:
+        for data in streams.stream(random):
+            await it.display.write(data)
+        raise Cut
+
+    async def look(address: str) -> None:
+        options = {"cache_pixels": 1 << 20, "compression": "glz", "video": True}
+        async with spiceshm.connect(address, strict=strict, **options) as remote:
+            async for frame in remote.frames():
+                assert not remote.shared
+                assert frame.pixels.shape == (remote.height, remote.width, 4)
+                await remote.latest()
+
+    with pair.no_descriptor_left():
+        for seed in range(40):
+            random = Random(seed)
+            async with hostile(act) as address:
+                with trio.fail_after(SOON), pytest.raises(spiceshm.SpiceShmError) as caught:
+                    await look(address)
+            assert str(caught.value).startswith(f"{address}: ")
+            assert "\n" not in str(caught.value)
+            ends[type(caught.value).__name__] += 1
+    assert ends["RemoteProtocolError"] > 10
+    assert ends["Disconnected"] > 4
+    assert ends["CannotDecode"] > 0 or not strict
+    assert set(ends) <= {"RemoteProtocolError", "Disconnected", "CannotDecode"}
 
 
 # Servers that go, hang, or talk nonsense before anything is shown
