@@ -700,10 +700,10 @@ TABLES = (
         "Decoding what stock servers send",
         "For 1920x1080 pixels, as Xspice sent them in this run; against np.copyto() of as many, in "
         "the same process. Text is black on white, the desktop a smooth picture with some text on "
-        "it, the photo a smooth picture with noise everywhere, which Xspice sends raw where it would "
-        "pack it by LZ4; what is raw is decoded to a view of the message. One thread, which is not "
-        "pinned. To the canvas: from bytes in reads of 256 kB to pixels of the surface, what is between them "
-        "and the decoder included.",
+        "it, the photo a smooth picture with noise everywhere, which Xspice sends raw where it "
+        "would pack it by LZ4; what is raw is decoded to a view of the message. One thread, which "
+        "is not pinned. To the canvas: from bytes in reads of 256 kB to pixels of the surface, "
+        "what is between them and the decoder included.",
         ("decoded", "copied"),
         "less",
         tuple(_decoder_rows()),
