@@ -8,13 +8,29 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import trio
 
-from tools.benchmark import cases, floor, gather, plot, report, stats, work
+from spiceshm.codecs import tokens
+from tools.benchmark import (
+    cases,
+    decoders,
+    floor,
+    gather,
+    guest,
+    plot,
+    report,
+    stats,
+    stock,
+    work,
+)
 from tools.benchmark.process import Failed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
 CONDITIONS = cases.Conditions(None, (0,), 0.05, 0.01)
@@ -295,7 +311,53 @@ def test_who_shows_another_picture_than_the_x_server_has_failed() -> None:
     assert said.endswith(" pixels are not those of the X server")
 
 
+def test_the_boot_sector_is_one() -> None:
+    sector = guest.boot_sector()
+    assert len(sector) == 512
+    assert sector.endswith(b"\x55\xaa")
+    descriptors = 0x7D08 - 0x7C00  # where its gdt says that they are
+    assert sector[descriptors : descriptors + 16].hex() == "00" * 8 + "ffff00000092cf00"
+
+
+@pytest.mark.parametrize("data", [b"a", b"aaaa", b"abc" * 50, b"a" * 5000 + b"b" * 33, bytes(300)])
+def test_what_is_packed_here_is_unpacked(data: bytes) -> None:
+    packed = decoders.runs(data)
+    plane, end = tokens.lz(packed, 0, len(data), 1)
+    assert (bytes(plane), end) == (data, len(packed))
+
+
+def test_a_picture_that_is_read_twice_counts_once() -> None:
+    async def pictures() -> AsyncGenerator[Any, None]:
+        for number in (0, 0, 1, 2, 2, 2, 3, 4, 4):
+            yield np.full((20, 40, 4), number, np.uint8)
+        await trio.sleep(0.05)
+        yield np.full((20, 40, 4), 5, np.uint8)
+
+    class Reader:
+        all = staticmethod(pictures)
+
+    found = trio.run(stock.count, Reader, 0.05)
+    assert found["pictures_per_s"] == pytest.approx(4 / 0.05, rel=0.4)
+    assert found["reader_cpu_us"] >= 0
+
+
 # All of it
+
+
+def test_a_tiny_run_of_a_machine_and_a_decoder(tmp_path: Path) -> None:
+    stored = tmp_path / "out.json"
+    only = ["--only", "machine-qemu-tcp", "--only", "decoders-canvas-lz4"]
+    done = bench(*only, "--rounds", "1", "--seconds", "0.05", "--json", str(stored))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(stored.read_text())
+    assert all(why.startswith("not installed: ") for why in result["problems"].values())
+    for run in result["rounds"]["machine-qemu-tcp"]:
+        assert run["first_ms"] > 0
+        assert run["line_pictures_per_s"] > 0
+        assert run["page_pictures_per_s"] > 0
+    for run in result["rounds"]["decoders-canvas-lz4"]:
+        assert run["text_us"] > run["copy_us"] / 10
+        assert 0 < run["text_bytes"] < 1920 * 1080 * 4 / 5
 
 
 @pytest.mark.peer("cc")

@@ -6,6 +6,7 @@ In reading order:
 - `floor` runs the same job in C (floor.c), `ends` in spiceshm, each in processes of their own;
 - `startup`, `xdesktop` and `handover` measure what is no such job: programs that start, other
   programs' screens, other libraries' memory;
+- `stock` and `decoders` look at stock SPICE servers: `guest` is a virtual machine that draws;
 - `cases` declares every case and what it is compared with, `gather` runs them in rounds;
 - `stats` makes medians and ratios of the rounds, `report` a table of those, `plot` a picture;
 - `cli` is the command.

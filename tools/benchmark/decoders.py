@@ -221,11 +221,11 @@ def _with_palette(image: display.Image) -> display.Image:
     height, width = indices.shape
     head = struct.pack(">7I", lz.MAGIC, lz.VERSION, lz.Type.BYTE, width, height, width, 1)
     palette = display.Palette(1, tuple(range(0, 1 << 24, 1 << 16)))
-    content = display.LzPalette(0, head + _runs(indices.tobytes()), palette)
+    content = display.LzPalette(0, head + runs(indices.tobytes()), palette)
     return display.Image(1, ImageType.LZ_PLT, 0, width, height, content)
 
 
-def _runs(data: bytes) -> bytes:
+def runs(data: bytes) -> bytes:
     """Bytes in LZ: each run as its first byte and a match of that."""
     values = np.frombuffer(data, np.uint8)
     starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))

@@ -231,22 +231,22 @@ async def _firsts(reader: Any, seconds: float) -> float:
     return median(taken)
 
 
-async def _count(reader: Any, seconds: float) -> Measures:
+async def count(reader: Any, seconds: float) -> Measures:
     """How many new pictures there are in a second, and the CPU time that each takes here."""
-    count, last = -_FIRST, b""
+    new, last = -_FIRST, b""
     begun, cpu = time.monotonic(), 0.0
     async with aclosing(reader.all()) as pictures:
         async for picture in pictures:
             seen = picture[_PROBE].tobytes()
             if seen != last:
-                count += 1
+                new += 1
                 last = seen
-            if count <= 0:
+            if new <= 0:
                 begun, cpu = time.monotonic(), _own_cpu_s()
             elif time.monotonic() > begun + seconds:
                 break
     taken, used = time.monotonic() - begun, _own_cpu_s() - cpu
-    return {"pictures_per_s": count / taken, "reader_cpu_us": used * 1e6 / count}
+    return {"pictures_per_s": new / taken, "reader_cpu_us": used * 1e6 / new}
 
 
 def _own_cpu_s() -> float:
@@ -263,7 +263,7 @@ def look(link: Connection, peer: Peer, place: str, seconds: float) -> None:
         link.send({"first_ms": 1000 * run(_firsts(reader, seconds))})
         for change in _changes(peer):
             link.recv()
-            found = run(_count(reader, seconds))
+            found = run(count(reader, seconds))
             link.send({f"{change}_{name}": value for name, value in found.items()})
 
 
