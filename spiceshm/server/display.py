@@ -147,6 +147,11 @@ class Display:
         """Say which locks are on really; every client that may press keys is told of a change."""
         self._seat.set_locks(state)
 
+    def take_positions(self, taken: bool) -> None:
+        """Say whether the pointer can be put to a place (PointerTo), as it is taken at first, or
+        only moved by so many pixels (PointerBy): every client is told to do only that then."""
+        self._seat.take_positions(taken)
+
     def set_cursor(self, shape: CursorShape | None) -> None:
         """Say what the pointer looks like; None: it is hidden.
 
@@ -238,7 +243,7 @@ class Display:
             agent = Agent(stream.peer, self._sizes)
         self._sessions[session.id] = session
         try:
-            await MainChannel(stream, machine, session, channels, agent).run(link.rest)
+            await MainChannel(stream, machine, session, channels, self._seat, agent).run(link.rest)
         finally:
             if agent is not None:
                 agent.leave()

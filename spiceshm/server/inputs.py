@@ -58,8 +58,10 @@ class Seat:
 
     def __init__(self, play: Play | None, size: Callable[[], tuple[int, int]]) -> None:
         self.locks = 0
+        self.positions = True
+        """Whether the pointer can be put to a place; else it only moves by so many pixels."""
         self.changed = trio.Event()
-        """Set when ``locks`` changes, and exchanged for a new one."""
+        """Set when ``locks`` or ``positions`` change, and exchanged for a new one."""
         self._play = play
         self._size = size
         self._turn = trio.Lock()
@@ -69,8 +71,16 @@ class Seat:
     def set_locks(self, state: int) -> None:
         if state != self.locks:
             self.locks = state
-            self.changed.set()
-            self.changed = trio.Event()
+            self._tell()
+
+    def take_positions(self, taken: bool) -> None:
+        if taken != self.positions:
+            self.positions = taken
+            self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     async def play(self, hands: Hands, events: Sequence[Event]) -> int:
         """Play what one client did, and nothing of another's in between.

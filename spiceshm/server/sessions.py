@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..protocol import Channel
     from ..transport import Stream
     from .agent import Agent
+    from .inputs import Seat
 
 HEARTBEAT_S = 1.0
 """A client that hears nothing for a few of these knows that something is wrong."""
@@ -44,6 +45,7 @@ class Session:
         self.view_only = view_only
         self.hands = Hands()
         self.mouse_mode = MouseMode.CLIENT
+        """How the client would like the pointer to be moved."""
         self._channels: dict[trio.CancelScope, ChannelType] = {}
 
     @contextlib.contextmanager
@@ -80,7 +82,8 @@ def new_session_id(taken: Container[int]) -> int:
 class MainChannel:
     """A session's main channel; ``channels`` are the others that it may open.
 
-    ``agent`` hears which size the client would like; None: the client is told that there is none.
+    ``seat`` tells how the pointer is moved. ``agent`` hears which size the client would like; None:
+    the client is told that there is none.
     """
 
     def __init__(
@@ -89,12 +92,15 @@ class MainChannel:
         machine: Channel,
         session: Session,
         channels: Sequence[ChannelType],
+        seat: Seat,
         agent: Agent | None,
     ) -> None:
         self._stream = stream
         self._machine = machine
         self._session = session
         self._channels = channels
+        self._seat = seat
+        self._told = self._modes
         self._agent = agent
 
     async def run(self, first: bytes) -> None:
@@ -102,14 +108,14 @@ class MainChannel:
 
         Raises RemoteProtocolError for a breach, Disconnected.
         """
-        mode, now = self._session.mouse_mode, _ms_now()
         agent = (0, 0) if self._agent is None else (1, AGENT_TOKENS)
-        self._machine.send(main.MainInit(self._session.id, 1, _MOUSE_MODES, mode, *agent, now, 0))
+        self._machine.send(main.MainInit(self._session.id, 1, *self._told, *agent, _ms_now(), 0))
         others = tuple(main.ChannelId(kind, 0) for kind in self._channels)
         self._machine.send(main.ChannelsList(others))
         async with open_nursery() as nursery:
             nursery.start_soon(self._stream.flush_when_writable)
             nursery.start_soon(self._beat)
+            nursery.start_soon(self._tell_modes)
             if self._agent is not None:
                 nursery.start_soon(self._tell_answers, self._agent)
             data: bytes | memoryview = first
@@ -123,10 +129,30 @@ class MainChannel:
             if isinstance(message, main.MouseModeRequest):
                 if message.mode in (MouseMode.SERVER, MouseMode.CLIENT):
                     self._session.mouse_mode = MouseMode(message.mode)
-                self._machine.send(main.MouseMode(_MOUSE_MODES, self._session.mouse_mode))
+                self._say_modes()
             elif self._agent is not None and isinstance(message, FromClient):
                 self._agent.received(message)
         self._flush()
+
+    @property
+    def _modes(self) -> tuple[int, int]:
+        """The mouse modes that the client may choose of, and the one that it has."""
+        if self._seat.positions:
+            return _MOUSE_MODES, self._session.mouse_mode
+        return MouseMode.SERVER, MouseMode.SERVER
+
+    def _say_modes(self) -> None:
+        self._told = self._modes
+        self._machine.send(main.MouseMode(*self._told))
+
+    async def _tell_modes(self) -> None:
+        """Tell every change, or only the newest to a client that does not read."""
+        while True:
+            while self._told == self._modes:
+                await self._seat.changed.wait()
+            await self._stream.settled()
+            self._say_modes()
+            self._flush()
 
     async def _tell_answers(self, agent: Agent) -> None:
         while True:

@@ -14,7 +14,7 @@ from ..errors import MemoryRefused, SpiceShmError
 from ..memory import Budget, Buffer, Pool, Reader, Segment, pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -33,6 +33,9 @@ _ALL = 1 << 64
 MANY_SEGMENTS = 16
 """Above so many, new ones are made larger than need be, so that they do not become too many."""
 MOST_SEGMENTS = 60
+
+MOST_HEADS = 256
+"""Monitors that a MONITORS_CONFIG may have."""
 
 
 class Watcher(Protocol):
@@ -71,6 +74,8 @@ class Surface:
         self._growing = 0
         self._forgotten: set[Segment] = set()
         self._closed = False
+        self.heads: list[Rect] = region.full(width, height)
+        """The monitors that the surface is made of, as viewers are told; see `set_heads`."""
         self._budget.take(self.first_bytes(width, height))
         self.pool.add(self._new_segment(FIRST_BUFFERS))
 
@@ -132,6 +137,17 @@ class Surface:
         rects = region.from_damage(damage, self.pool.width, self.pool.height)
         self._drawing = Drawing(self, self.pool.begin(rects), rects)
         return self._drawing
+
+    def set_heads(self, heads: Sequence[Rect]) -> None:
+        """Say which parts of the surface (top, left, bottom, right) are a monitor each; without
+        it, all of it is one. Raises ValueError for none or more than 256 of them, and for one that
+        is empty or outside."""
+        checked = [region.from_damage([head], self.width, self.height)[0] for head in heads]
+        if not 1 <= len(checked) <= MOST_HEADS:
+            raise ValueError(f"a surface has 1 to {MOST_HEADS} heads, not {len(checked)}")
+        if checked != self.heads:
+            self.heads = checked
+            self._notify()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -110,6 +110,8 @@ class Viewer:
         self._knows_lz4 = knows_lz4
         self._preferred: int | None = None
         self._monitors = monitors
+        self._heads: list[Rect] = []
+        """The monitors that it was told of."""
         self._no_sharing = no_sharing
         self._shown: Surface | None = None
         self._marked = False
@@ -266,6 +268,8 @@ class Viewer:
                 self._hide()
                 self._change(surface)
             if self._shown is not None and self._reader is not None:
+                if self._monitors and self._heads != self._shown.heads:
+                    self._say_heads(self._shown.heads)
                 if machine.shared:
                     if self._version != self._shown.pool.version:
                         self._offer(self._shown.pool)
@@ -406,14 +410,21 @@ class Viewer:
 
     def _begin(self, surface: Surface, credits: int, *, local: bool = False) -> None:
         if self._monitors:
-            head = display.Head(0, 0, surface.width, surface.height, 0, 0, 0)
-            self._machine.send(display.MonitorsConfig(1, (head,)))
+            self._say_heads(surface.heads)
         self._reader = surface.join(credits, local=local)
         self._shown = surface
         self._marked = False
         self._rest = []
         self._update_ends = None
         self._update_serial = 0
+
+    def _say_heads(self, heads: list[Rect]) -> None:
+        self._heads = heads
+        told = (
+            display.Head(number, 0, right - left, bottom - top, left, top, 0)
+            for number, (top, left, bottom, right) in enumerate(heads)
+        )
+        self._machine.send(display.MonitorsConfig(len(heads), tuple(told)))
 
     def _announce(self, how: str) -> None:
         if self._announced != how:
