@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import trio
 
+from ..events import CursorShape
 from ..nursery import open_nursery
 from ..wire.base import SetAck
 from ..wire.cursor import (
@@ -27,7 +28,6 @@ from ..wire.cursor import (
 from .viewer import READ_SIZE
 
 if TYPE_CHECKING:
-    from ..events import CursorShape
     from ..protocol import Channel
     from ..transport import Stream
     from ..wire import Message
@@ -118,6 +118,23 @@ class Pointer:
         if not self._channels:
             self.wanted = trio.Event()
             self.unwanted.set()
+
+
+def fitting(shape: CursorShape) -> CursorShape | None:
+    """What can be told of a shape: of one that is too large, the part around the hot spot; None of
+    one without pixels."""
+    height, width = shape.pixels.shape[:2]
+    if not height or not width:
+        return None
+    hot_x, hot_y = min(shape.hot_x, width - 1), min(shape.hot_y, height - 1)
+    left, top = _part(width, hot_x), _part(height, hot_y)
+    pixels = shape.pixels[top : top + MAX_CURSOR_SIDE, left : left + MAX_CURSOR_SIDE]
+    return CursorShape(pixels, hot_x - left, hot_y - top)
+
+
+def _part(length: int, hot: int) -> int:
+    """Where the part to show begins, in one direction."""
+    return max(0, min(hot - MAX_CURSOR_SIDE // 2, length - MAX_CURSOR_SIDE))
 
 
 def _cursor(shape: CursorShape, unique: int) -> Cursor:

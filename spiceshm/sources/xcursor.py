@@ -24,7 +24,7 @@ import trio
 
 from ..events import CursorShape
 from ..nursery import open_nursery
-from ..server.cursor import MAX_CURSOR_SIDE
+from ..server.cursor import fitting
 from .xcb import REPLY_HEAD, Lacking, Refused, XConnection
 
 if TYPE_CHECKING:
@@ -161,12 +161,10 @@ def read_shape(reply: Any) -> CursorShape | None:
     argb = np.frombuffer(reply, np.uint32, width * height, REPLY_HEAD).reshape(height, width)
     if not (argb >> 24).any():
         return None
-    hot_x, hot_y = min(hot_x, width - 1), min(hot_y, height - 1)  # X lets it be just outside
-    left, top = _part(width, hot_x), _part(height, hot_y)
-    argb = argb[top : top + MAX_CURSOR_SIDE, left : left + MAX_CURSOR_SIDE]
-    pixels = argb.astype("<u4", order="C").view(np.uint8).reshape(*argb.shape, 4)
+    # The hot spot may be just outside.
+    pixels = argb.astype("<u4", order="C").view(np.uint8).reshape(height, width, 4)
     pixels.flags.writeable = False
-    return CursorShape(pixels, hot_x - left, hot_y - top)
+    return fitting(CursorShape(pixels, hot_x, hot_y))
 
 
 @cache
@@ -178,8 +176,3 @@ def arrow() -> CursorShape:
     pixels[rows == "X", 3] = 255
     pixels.flags.writeable = False
     return CursorShape(pixels, 0, 0)
-
-
-def _part(length: int, hot: int) -> int:
-    """Where the part to show begins, in one direction."""
-    return max(0, min(hot - MAX_CURSOR_SIDE // 2, length - MAX_CURSOR_SIDE))
