@@ -131,7 +131,7 @@ def test_what_is_passed_over_is_not_kept() -> None:
     for _ in range(1000):
         hear(machine, ClientAgentData(bytes(2048)))
         machine.messages_to_send()
-    assert not machine._body
+    assert not machine._messages._body
 
 
 def test_an_empty_message_of_another_kind() -> None:

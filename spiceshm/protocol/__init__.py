@@ -3,10 +3,11 @@
 In reading order: `tables` who may say what when, `channel` framing and flow control of any channel,
 `display` the shared-memory extension's bookkeeping, with `display_server` and `display_client` for
 one end each, `inputs` what keys and motions mean and both ends of their channel, `agent` the
-guest's agent as the server plays it on main, `link` how a channel is opened.
+guest's agent on main, as the server plays it and as a client speaks to it, `link` how a channel is
+opened.
 """
 
-from .agent import AGENT_TOKENS, ServerAgent, Wish
+from .agent import AGENT_TOKENS, ClientAgent, ServerAgent, Wish
 from .channel import Channel, Outgoing
 from .display import SharedSurface
 from .display_client import ClientDisplay
@@ -19,6 +20,7 @@ __all__ = [
     "AGENT_TOKENS",
     "TABLES",
     "Channel",
+    "ClientAgent",
     "ClientDisplay",
     "ClientInputs",
     "ClientLink",

@@ -1,4 +1,5 @@
-"""The agent in the guest, as the server plays it for one client, without I/O.
+"""The agent in the guest: as the server plays it for one client, and as a client speaks to it,
+without I/O.
 
 There is no guest, but viewers tell only an agent which size they would like the display to have.
 So the server says in main's INIT that there is one, which can do just that: what it has not
@@ -13,14 +14,15 @@ Use it beside main's machine, for each of the client's messages that it `takes`:
 
 Both directions have tokens, one for each AGENT_DATA: the client has those that INIT gave it and
 gets them back five at a time, as from other servers; what we have to say waits for those of the
-client, the newest of each kind, so that a client that gives none makes us keep nothing.
+client, the newest of each kind, so that a client that gives none makes us keep nothing. The same
+holds for what a client has to say.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ..errors import RemoteProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
 from ..wire.agent import (
     CAP_FILE_XFER_DISABLED,
     CAP_MONITORS_CONFIG,
@@ -36,7 +38,17 @@ from ..wire.agent import (
     MonitorSize,
     Reply,
 )
-from ..wire.main import AgentData, AgentStart, AgentToken, ClientAgentData, ClientAgentToken
+from ..wire.main import (
+    AgentConnected,
+    AgentConnectedTokens,
+    AgentData,
+    AgentDisconnected,
+    AgentStart,
+    AgentToken,
+    ClientAgentData,
+    ClientAgentToken,
+    MainInit,
+)
 from ..wire.types import MAX_CAPABILITY_WORDS, caps_from_words, words_from_caps
 
 if TYPE_CHECKING:
@@ -51,15 +63,29 @@ TOKENS_BACK = 5
 CAPABILITIES = frozenset({CAP_MONITORS_CONFIG, CAP_REPLY, CAP_FILE_XFER_DISABLED})
 """Without the last one a viewer would wait for the agent to take a file that is dropped on it."""
 
+CLIENT_CAPABILITIES = frozenset({CAP_MONITORS_CONFIG, CAP_REPLY})
+
+NO_LIMIT = 0xFFFFFFFF
+"""Tokens that a client gives which keeps nothing of what it hears."""
+
+DEPTH = 32
+"""Bits of a pixel."""
+
 FromClient: TypeAlias = AgentStart | ClientAgentData | ClientAgentToken
+FromServer: TypeAlias = (
+    MainInit | AgentConnected | AgentConnectedTokens | AgentDisconnected | AgentData | AgentToken
+)
 
 _HEADER_SIZE = AgentHeader.layout.sizeof()
 _MONITOR_SIZE = Monitor.layout.sizeof() + MonitorSize.layout.sizeof()
-_READ: dict[int, tuple[type[AgentRecord], int]] = {
+_Kinds: TypeAlias = dict[int, tuple[type[AgentRecord], int]]
+"""What is not passed over, and the most bytes that it may have."""
+
+_FROM_CLIENT: _Kinds = {
     MonitorsConfig.number: (MonitorsConfig, 8 + MAX_MONITORS * _MONITOR_SIZE),
     AnnounceCapabilities.number: (AnnounceCapabilities, 4 + 4 * MAX_CAPABILITY_WORDS),
 }
-"""What is not passed over, and the most bytes that it may have."""
+_FROM_SERVER: _Kinds = {Reply.number: (Reply, 8)}
 
 
 class Wish(NamedTuple):
@@ -67,6 +93,62 @@ class Wish(NamedTuple):
 
     width: int
     height: int
+
+
+class _Messages:
+    """The agent's messages, put together again from AGENT_DATA, of which none holds parts of two.
+
+    ``carrier`` is the title of AGENT_DATA; messages of other ``kinds`` are passed over.
+    """
+
+    def __init__(self, carrier: str, kinds: _Kinds) -> None:
+        self._carrier = carrier
+        self._kinds = kinds
+        self._type = 0
+        self._left: int | None = None  # bytes of the message that is coming
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> AgentRecord | None:
+        """Returns the message that is complete now, if one is. Raises RemoteProtocolError."""
+        if self._left is None:
+            self._left = self._begin(data)
+            data = data[_HEADER_SIZE:]
+        if len(data) > self._left:
+            raise RemoteProtocolError(
+                self._carrier, "data", f"{len(data) - self._left} bytes behind the end of a message"
+            )
+        self._left -= len(data)
+        if self._type in self._kinds:
+            self._body += data
+        return None if self._left else self._end()
+
+    def _begin(self, data: bytes) -> int:
+        """Read a header; returns how many bytes follow it."""
+        if len(data) < _HEADER_SIZE:
+            raise RemoteProtocolError(
+                self._carrier,
+                "data",
+                f"{len(data)} bytes, a message begins with a header of {_HEADER_SIZE}",
+            )
+        header = AgentHeader.parse(data[:_HEADER_SIZE])
+        if header.type in self._kinds:
+            kind, most = self._kinds[header.type]
+            if header.size > most:
+                raise RemoteProtocolError(
+                    kind.title, "size", f"{header.size} bytes, the limit is {most}"
+                )
+        self._type = header.type
+        return header.size
+
+    def _end(self) -> AgentRecord | None:
+        """All of a message has come."""
+        body, self._body, self._left = bytes(self._body), bytearray(), None
+        return self._kinds[self._type][0].parse(body) if self._type in self._kinds else None
+
+
+def _whole(body: AgentRecord) -> bytes:
+    """A message with its header, as it fits into one AGENT_DATA."""
+    return AgentHeader(body.number, len(body.packed)).packed + body.packed
 
 
 class ServerAgent:
@@ -77,9 +159,7 @@ class ServerAgent:
         self._tokens = 0  # AGENT_DATA that we may send
         self._theirs = AGENT_TOKENS  # ... that the client may
         self._handled = 0  # ... of the client, for which it has got no token back
-        self._type = 0
-        self._left: int | None = None  # bytes of the message that is coming
-        self._body = bytearray()
+        self._messages = _Messages(ClientAgentData.title, _FROM_CLIENT)
         self._knows_reply = False
         self._to_say: dict[type[AgentRecord], AgentRecord] = {}
 
@@ -113,7 +193,7 @@ class ServerAgent:
         for kind in list(self._to_say)[: self._tokens]:
             body = self._to_say.pop(kind)
             self._tokens -= 1
-            out.append(AgentData(AgentHeader(body.number, len(body.packed)).packed + body.packed))
+            out.append(AgentData(_whole(body)))
         return out
 
     def _take(self, message: ClientAgentData) -> Wish | None:
@@ -123,44 +203,11 @@ class ServerAgent:
             raise RemoteProtocolError(message.title, "", "the client has no token left for it")
         self._theirs -= 1
         self._handled += 1
-        data = message.data
-        if self._left is None:
-            self._left = self._begin(data)
-            data = data[_HEADER_SIZE:]
-        if len(data) > self._left:
-            raise RemoteProtocolError(
-                message.title, "data", f"{len(data) - self._left} bytes behind the end of a message"
-            )
-        self._left -= len(data)
-        if self._type in _READ:
-            self._body += data
-        return None if self._left else self._end()
-
-    def _begin(self, data: bytes) -> int:
-        """Read a header; returns how many bytes follow it."""
-        if len(data) < _HEADER_SIZE:
-            raise RemoteProtocolError(
-                ClientAgentData.title,
-                "data",
-                f"{len(data)} bytes, a message begins with a header of {_HEADER_SIZE}",
-            )
-        header = AgentHeader.parse(data[:_HEADER_SIZE])
-        if header.type in _READ:
-            kind, most = _READ[header.type]
-            if header.size > most:
-                raise RemoteProtocolError(
-                    kind.title, "size", f"{header.size} bytes, the limit is {most}"
-                )
-        self._type = header.type
-        return header.size
-
-    def _end(self) -> Wish | None:
-        """All of a message has come."""
-        body, self._body, self._left = bytes(self._body), bytearray(), None
-        if self._type == AnnounceCapabilities.number:
-            self._meet(AnnounceCapabilities.parse(body))
-        elif self._type == MonitorsConfig.number:
-            return _wish(MonitorsConfig.parse(body))
+        heard = self._messages.feed(message.data)
+        if isinstance(heard, AnnounceCapabilities):
+            self._meet(heard)
+        elif isinstance(heard, MonitorsConfig):
+            return _wish(heard)
         return None
 
     def _meet(self, theirs: AnnounceCapabilities) -> None:
@@ -176,3 +223,70 @@ def _wish(config: MonitorsConfig) -> Wish | None:
         if monitor.width and monitor.height:
             return Wish(monitor.width, monitor.height)
     return None
+
+
+class ClientAgent:
+    """A client's end: it can wish for a size, if there is an agent.
+
+    Feed it whatever main's machine brings that is `FromServer`, and send what `messages_to_send`
+    has, each time that it was fed or asked for something.
+    """
+
+    def __init__(self) -> None:
+        self.connected = False
+        """Whether there is an agent now."""
+        self.outcome: bool | None = None
+        """How it went with the last wish, None while that is not told; some agents never tell."""
+        self._tokens = 0  # AGENT_DATA that we may send
+        self._starts = False
+        self._messages = _Messages(AgentData.title, _FROM_SERVER)
+        self._to_say: dict[type[AgentRecord], AgentRecord] = {}
+
+    def receive(self, message: FromServer) -> None:
+        """Take what came on main. Raises RemoteProtocolError."""
+        match message:
+            case MainInit():
+                self._tokens = message.agent_tokens
+                if message.agent_connected:
+                    self._begin(self._tokens)
+            case AgentConnectedTokens():
+                self._begin(message.num_tokens)
+            case AgentConnected():
+                self._begin(self._tokens)
+            case AgentDisconnected():
+                self.connected = False
+                self._to_say.clear()
+            case AgentToken():
+                self._tokens += message.num_tokens
+            case AgentData():
+                self._heard(self._messages.feed(message.data))
+
+    def _begin(self, tokens: int) -> None:
+        self.connected = self._starts = True
+        self._tokens = tokens
+        self._messages = _Messages(AgentData.title, _FROM_SERVER)
+        ours = AnnounceCapabilities(0, words_from_caps(CLIENT_CAPABILITIES))
+        self._to_say = {AnnounceCapabilities: ours}
+
+    def _heard(self, message: AgentRecord | None) -> None:
+        if isinstance(message, Reply) and message.type == MonitorsConfig.number:
+            self.outcome = message.error == REPLY_SUCCESS
+
+    def wish(self, width: int, height: int) -> None:
+        """Would like the display to have a size in pixels; instead of what still waits to be said.
+
+        Raises LocalProtocolError without an agent.
+        """
+        if not self.connected:
+            raise LocalProtocolError(MonitorsConfig.title, "", "there is no agent")
+        self.outcome = None
+        self._to_say[MonitorsConfig] = MonitorsConfig(0, (Monitor(height, width, DEPTH, 0, 0),))
+
+    def messages_to_send(self) -> list[Message]:
+        """What is due to be sent now, in this order."""
+        out: list[Message] = [AgentStart(NO_LIMIT)] if self._starts else []
+        self._starts = False
+        for kind in list(self._to_say)[: self._tokens]:
+            self._tokens -= 1
+            out.append(ClientAgentData(_whole(self._to_say.pop(kind))))
+        return out
