@@ -96,6 +96,7 @@ class LaterChannel:
         for part in self._machine.data_to_send():
             stream.send(part.data)
         self._wake()
+        self._session.tell()
 
     def _wake(self) -> None:
         self._arrived.set()

@@ -57,6 +57,11 @@ class CursorChannel(LaterChannel):
     def _new_machine(self, *, mini: bool) -> Channel:
         return Channel("cursor", Sender.CLIENT, mini=mini)
 
+    @property
+    def seen(self) -> Cursor:
+        """The pointer as it was told last; not to be seen before the channel is open."""
+        return self._now
+
     async def now(self) -> Cursor:
         """The pointer as the server told last. Raises as `open`, but where the server has no such
         channel the answer is that nothing is to be seen."""

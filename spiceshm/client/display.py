@@ -86,6 +86,10 @@ class DisplayChannel:
         self.wishes = wishes
         self._looked = -1  # the serial of the last frame that was given
         self._delivered = 0  # when the last keys or moves were
+        self.heads: list[region.Rect] = []
+        """The parts of the display that are a monitor each, as the server told last, if it did."""
+        self.told: Callable[[], None] = lambda: None
+        """Called when the size or ``heads`` have changed."""
         self.changes = Changes()
         self.heard = time.monotonic()
         self._stream: Stream | None = None
@@ -274,6 +278,9 @@ class DisplayChannel:
             self._canvas.receive(message)
             self._shown = self._canvas.primary
             self._new_canvas = True
+        elif isinstance(message, display.MonitorsConfig):
+            self.heads = _inside(message.heads, self.width, self.height)
+            self.told()
         elif isinstance(message, shm.ShmWithdraw):
             segment = self._segments.pop(message.segment_id, None)
             if segment is not None:
@@ -283,6 +290,8 @@ class DisplayChannel:
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
+        self.heads = []
+        self.told()
         self._drawn, self._just_drawn = [], []
         self.changes.anew()
         self._drop_pending()
@@ -347,11 +356,11 @@ class DisplayChannel:
             self._unreadable.add(drawn.why)
             log.warning("%s: %s; shown there is what was there before", self.address, problem)
 
-    def _show_canvas(self, canvas: Surface) -> None:
+    def _show_canvas(self, canvas: Surface, *, copy: bool) -> None:
         """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
-        do not change any more."""
+        do not change any more; without a ``copy``, not before others run."""
         full, drawn = self._new_canvas, region.merge(self._drawn)
-        pixels = self._copies.of(canvas.pixels, None if full else drawn)
+        pixels = self._copies.of(canvas.pixels, None if full else drawn) if copy else canvas.pixels
         rects = np.array(drawn, "<i4").reshape(-1, 4)
         self._drawn, self._new_canvas = [], False
         self._pending = Frame(
@@ -409,7 +418,7 @@ class DisplayChannel:
         held_since: float | None = None
         while not self._something_new:
             held_since = await self._more(held_since)
-        loop.frame = self._give()
+        loop.frame = self._give(copy=not loop.passing)
         return loop.frame
 
     def about_to_act(self) -> None:
@@ -462,9 +471,9 @@ class DisplayChannel:
                 since = since._replace(serial=self.changes.newest)
             held_since = await self._more(held_since)
 
-    def _give(self) -> Frame:
+    def _give(self, *, copy: bool = True) -> Frame:
         if self._pending is None and self._shown is not None:
-            self._show_canvas(self._shown)
+            self._show_canvas(self._shown, copy=copy)
         frame, self._pending = self._pending, None
         assert frame is not None
         if self._anew:
@@ -652,6 +661,16 @@ class DisplayChannel:
         self.fail(Disconnected("the connection was closed here"))
         self._machine.close()
         self._segments.clear()
+
+
+def _inside(heads: Sequence[display.Head], width: int, height: int) -> list[region.Rect]:
+    """Those on the primary surface that are within it and not empty."""
+    rects = [
+        (head.y, head.x, head.y + head.height, head.x + head.width)
+        for head in heads
+        if head.surface_id == 0
+    ]
+    return [(t, x, b, r) for t, x, b, r in rects if t < b <= height and x < r <= width]
 
 
 def _is_lent(frame: Frame | None) -> TypeGuard[Frame]:

@@ -19,9 +19,23 @@ import trio
 
 from ..errors import CannotType, LinkRefused, SpiceShmError, Timeout, ViewOnly
 from ..events import CAPS_LOCK as CAPS
-from ..events import EXTRA, LEFT, MIDDLE, RIGHT, SIDE, WHEEL_DOWN, WHEEL_UP, Key
-from ..protocol.inputs import ClientInputs, key_message
-from ..wire.inputs import MouseMotion, MousePosition, MousePress, MouseRelease
+from ..events import (
+    EXTRA,
+    LEFT,
+    MIDDLE,
+    RIGHT,
+    SIDE,
+    WHEEL_DOWN,
+    WHEEL_UP,
+    Button,
+    Event,
+    Key,
+    Locks,
+    PointerBy,
+    PointerTo,
+)
+from ..protocol.inputs import MOTIONS_AN_ACK, ClientInputs, key_message
+from ..wire.inputs import ClientKeyModifiers, MouseMotion, MousePosition, MousePress, MouseRelease
 from ..wire.types import ChannelType, LinkError, MouseMode
 from .channels import LaterChannel
 from .keyboard import CAPS_LOCK, NUM_LOCK, SCROLL_LOCK, Keyboard
@@ -36,6 +50,9 @@ if TYPE_CHECKING:
 BUTTONS = {"left": LEFT, "middle": MIDDLE, "right": RIGHT, "side": SIDE, "extra": EXTRA}
 PIECE = 64
 """Characters, or clicks of the wheel, that are sent at once."""
+
+MOST_PRESSED = 4
+"""Keys and buttons that go down or up at once, where nobody tells that the machine took them."""
 
 PAUSE_S = 0.01
 """What a machine is left to take a key, where nobody tells that it has: faster than any typist."""
@@ -256,6 +273,59 @@ class Inputs(LaterChannel):
         if not self._buttons[number]:
             yield MouseRelease(number, self._mask)
 
+    # What others did
+
+    @property
+    def locks(self) -> int:
+        """The lock state that the server told last: bits as in `spiceshm.events`."""
+        return self._machine.locks
+
+    async def play(self, events: Sequence[Event]) -> None:
+        """Do what events say, in order; returns when the server has done it.
+
+        Left out is what does not fit: that something comes up which this connection does not hold
+        down, and places where the server takes none. Raises as calls that act do.
+        """
+        async with self._acting():
+            pressed = 0
+            for event in events:
+                up = False
+                if isinstance(event, PointerTo | PointerBy):
+                    if not await self._moved_by(event):
+                        continue
+                elif isinstance(event, Key | Button):
+                    pressed, up = pressed + 1, not event.down
+                self._put(self._played(event))
+                enough = not self._plays and (up or pressed == MOST_PRESSED)
+                if enough or self._machine.unacked >= MOTIONS_AN_ACK:
+                    await self._acknowledged(pause=bool(pressed))
+                    pressed = 0
+            await self._acknowledged(pause=bool(pressed))
+
+    async def _moved_by(self, event: PointerTo | PointerBy) -> bool:
+        """Have the server take such motions, when it has done all before; whether it does."""
+        mode = MouseMode.CLIENT if isinstance(event, PointerTo) else MouseMode.SERVER
+        if not self._session.moves_by(mode):
+            await self._acknowledged(pause=False)
+        return await self._session.mouse_mode(mode)
+
+    def _played(self, event: Event) -> Iterator[Message]:
+        match event:
+            case Key(code, down):
+                if down or self._keys[code]:
+                    self._keys[code] = int(down)
+                    yield key_message(event)
+            case Button(number, down):
+                if down or self._buttons[number]:
+                    self._buttons[number] = int(down)
+                    yield (MousePress if down else MouseRelease)(number, self._mask)
+            case PointerTo(x, y):
+                yield from self._to((x, y))
+            case PointerBy(dx, dy):
+                yield MouseMotion(dx, dy, self._mask)
+            case Locks(state):
+                yield ClientKeyModifiers(state)
+
     # Delivery
 
     @property
@@ -288,13 +358,19 @@ class Inputs(LaterChannel):
         await self._asked()
 
     async def _asked(self) -> None:
-        """Send what was put, and wait until the server has done it."""
+        await self._acknowledged(pause=True)
+
+    async def _acknowledged(self, *, pause: bool) -> None:
+        """Send what was put, and wait until the server has done it.
+
+        With a ``pause`` for the machine, where nobody tells that it has taken a key.
+        """
         still = MouseMotion(0, 0, self._mask)
         for _ in range(self._machine.barrier):
             self._machine.send(still)
         self._flush()
         await self._done()
-        if not self._plays:
+        if pause and not self._plays:
             await trio.sleep(PAUSE_S)
 
     def _put(self, messages: Iterable[Message]) -> None:

@@ -277,8 +277,11 @@ class RemoteDisplay:
 class Frames:
     """The iterator that `RemoteDisplay.frames` gives."""
 
-    def __init__(self, channel: DisplayChannel) -> None:
+    def __init__(self, channel: DisplayChannel, *, passing: bool = False) -> None:
+        """``passing`` is for who passes a frame on before anybody else runs: in ordinary SPICE its
+        pixels are then no copy, but what is drawn on."""
         self._channel = channel
+        self.passing = passing
         self.frame: Frame | None = None
         """The one that it gave last; the channel's, which gives it back."""
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -14,12 +14,15 @@ from ..errors import (
     ConnectError,
     Disconnected,
     LinkRefused,
+    LocalProtocolError,
     MemoryRefused,
+    SourceError,
     SpiceShmError,
     Timeout,
 )
 from ..nursery import open_nursery
-from ..protocol import Channel, ClientLink
+from ..protocol import Channel, ClientAgent, ClientLink
+from ..protocol.agent import FromServer
 from ..transport import Address, Stream, default_address, open_stream, parse_address
 from ..wire import Message, Sender, main
 from ..wire.types import ChannelType, LinkError, MouseMode
@@ -42,6 +45,15 @@ if TYPE_CHECKING:
     from .frame import Frame
     from .reading import End
     from .wishes import Compressing, Sharing
+
+
+class Parts(NamedTuple):
+    """A connection, for who passes it on: `RemoteDisplay` is all of it for a program."""
+
+    display: DisplayChannel
+    session: Session
+    inputs: Inputs
+    cursor: CursorChannel
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +94,28 @@ async def connect(
     RemoteProtocolError, Disconnected, and CannotType for a layout that is not to be had.
     """
     wishes = Wishes(shm, credits, compression, cache_pixels, video, strict)
+    async with opened(
+        address,
+        wishes,
+        password=password,
+        view_only=view_only,
+        keyboard=keyboard,
+        wait_server=wait_server,
+    ) as parts:
+        yield RemoteDisplay(*parts)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    address: str | None,
+    wishes: Wishes,
+    *,
+    password: str = "",
+    view_only: bool = False,
+    keyboard: str = "us",
+    wait_server: float = 0.0,
+) -> AsyncIterator[Parts]:
+    """As `connect`, in parts."""
     wishes.check()
     place = parse_address(address) if address is not None else default_address()
     keys = Keyboard(keyboard)
@@ -99,7 +133,7 @@ async def connect(
                     await session.begin(wait_server)
                 if shm == "require" and not channel.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
-                yield RemoteDisplay(channel, session, inputs, cursor)
+                yield Parts(channel, session, inputs, cursor)
             finally:
                 nursery.cancel_scope.cancel()  # before the sockets close under its tasks
 
@@ -116,6 +150,8 @@ class Session:
     ) -> None:
         self.address = display.address
         self._display = display
+        display.told = self.tell
+        self._told = trio.Event()
         self._password = password
         self._nursery = nursery
         self._stack = stack
@@ -131,7 +167,7 @@ class Session:
         main_stream, main_link = await self._reach(patience)
         self.keep(main_stream)
         with self.named():
-            self._main = main_channel = _MainChannel(main_stream, main_link, self.hear)
+            self._main = main_channel = _MainChannel(main_stream, main_link, self)
             self._session_id = await main_channel.begin()
         stream, link = await self.open(ChannelType.DISPLAY)
         self.keep(stream)
@@ -195,12 +231,15 @@ class Session:
                 await task()
             except ENDS as error:
                 (display or self._display).fail(error)
+                self.tell()
 
         (nursery or self._nursery).start_soon(ended)
 
     def fail(self, error: End) -> SpiceShmError:
         """The connection is over: whoever waits is told why. Returns the first such error."""
-        return self._display.reading.fail(error)
+        first = self._display.reading.fail(error)
+        self.tell()
+        return first
 
     def check(self) -> None:
         """Raises what ended the connection, if anything has."""
@@ -210,6 +249,16 @@ class Session:
     def hear(self) -> None:
         """The server was heard of, on whatever channel."""
         self._display.heard = time.monotonic()
+
+    def tell(self) -> None:
+        """Something beside pixels may have changed: whoever waits in `told` looks."""
+        self._told.set()
+        self._told = trio.Event()
+
+    async def told(self) -> None:
+        """Wait until something may have changed that is no pixel: sizes, locks, the pointer and how
+        it is moved, what the agent says, or that the connection is there."""
+        await self._told.wait()
 
     def about_to_act(self) -> None:
         """Something is about to be sent that may change the picture. Raises what ended the
@@ -235,6 +284,38 @@ class Session:
                 await self._main.news()
                 self.check()
         return self._main.channels is None or channel in self._main.channels
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the server can put the pointer to a place, as it said last."""
+        return self._main is not None and bool(self._main.mouse_modes & MouseMode.CLIENT)
+
+    def moves_by(self, mode: MouseMode) -> bool:
+        """Whether the pointer is moved so."""
+        return self._main is not None and self._main.mouse_mode == mode
+
+    async def resize(self, width: int, height: int) -> None:
+        """Have the guest's agent give the display another size, in pixels.
+
+        Returns when it says that it has, or when the display has that size. Raises SourceError
+        where there is no agent, or it does not do it, or not within 10 s; and what ended the
+        connection.
+        """
+        assert self._main is not None
+        self.check()
+        agent = self._main.agent
+        try:
+            self._main.wish(width, height)
+        except LocalProtocolError:
+            raise SourceError(f"{self.address}: no agent runs there that could do it") from None
+        except Disconnected as error:
+            raise self.fail(error) from None
+        with trio.move_on_after(HANDSHAKE_S):
+            while agent.connected and agent.outcome is None and self.size != (width, height):
+                await self.told()
+                self.check()
+        if not agent.outcome and self.size != (width, height):
+            raise SourceError(f"{self.address}: its agent did not do it")
 
     async def mouse_mode(self, mode: MouseMode) -> bool:
         """Have the pointer moved so; returns whether the server does.
@@ -330,14 +411,15 @@ def _deadline(place: Address, patience: float) -> Iterator[None]:
 class _MainChannel:
     """The session: who it is, its channels, how the pointer moves; PINGs are answered for ever."""
 
-    def __init__(self, stream: Stream, link: ClientLink, hear: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream, link: ClientLink, session: Session) -> None:
         self._stream = stream
-        self._hear = hear
+        self._session = session
         self._rest = link.rest
         self._machine = Channel("main", Sender.CLIENT, mini=link.mini)
         self._session_id: int | None = None
         self._arrived = trio.Event()
-        self._mouse_modes = 0
+        self.agent = ClientAgent()
+        self.mouse_modes = 0
         self.mouse_mode = 0
         self.requested = False
         """Whether a mouse mode was asked for and the server has not answered yet."""
@@ -368,25 +450,33 @@ class _MainChannel:
 
     def request(self, mode: MouseMode) -> None:
         """Ask for a way to move the pointer, if it is not moved so already and can be."""
-        if self.mouse_mode != mode and self._mouse_modes & mode:
+        if self.mouse_mode != mode and self.mouse_modes & mode:
             self._machine.send(main.MouseModeRequest(mode))
             self._flush()
             self.requested = True
 
+    def wish(self, width: int, height: int) -> None:
+        """Ask the agent for a size. Raises LocalProtocolError if there is none."""
+        self.agent.wish(width, height)
+        self._flush()
+
     def _received(self, data: bytes | memoryview) -> None:
-        self._hear()
+        self._session.hear()
         for message in self._machine.receive_data(data):
             self._take(message)
         self._flush()
 
     def _take(self, message: Message) -> None:
+        if isinstance(message, FromServer):
+            self.agent.receive(message)
+            self._session.tell()
         if isinstance(message, main.MainInit):
             self._session_id = message.session_id
-            self._mouse_modes = message.supported_mouse_modes
+            self.mouse_modes = message.supported_mouse_modes
             self.mouse_mode = message.current_mouse_mode
             self._machine.send(main.AttachChannels())
         elif isinstance(message, main.MouseMode):
-            self._mouse_modes, self.mouse_mode = message.supported_modes, message.current_mode
+            self.mouse_modes, self.mouse_mode = message.supported_modes, message.current_mode
             self.requested = False
             self._tell()
         elif isinstance(message, main.ChannelsList):
@@ -396,7 +486,10 @@ class _MainChannel:
     def _tell(self) -> None:
         self._arrived.set()
         self._arrived = trio.Event()
+        self._session.tell()
 
     def _flush(self) -> None:
+        for message in self.agent.messages_to_send():
+            self._machine.send(message)
         for part in self._machine.data_to_send():
             self._stream.send(part.data)

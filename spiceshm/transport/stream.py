@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 18
 _MAX_DESCRIPTORS = 16
 _CONNECT_PAUSE_S = 0.02
+START_ONE = "; start one with spiceshm-server"
+"""What to do about a server that is not there, at the end of an error's text."""
+
 _ROOM = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
 # Plain ints, for the operators of an IntFlag are Python code.
 _CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -326,7 +329,7 @@ def _explain(error: OSError) -> str:
     cause = error.__cause__ or error
     causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
     if all(isinstance(one, FileNotFoundError | ConnectionRefusedError) for one in causes):
-        return "no server is listening there; start one with spiceshm-server"
+        return f"no server is listening there{START_ONE}"
     return getattr(causes[-1], "strerror", None) or str(error)
 
 
