@@ -17,6 +17,7 @@ In reading order:
     server, client          where the three meet
     sources                 what a server can show: a test pattern, an X display
     desktops                a desktop of one's own: where server, client and sources meet
+    relay                   another SPICE server as a source: where server and client meet
     background, sync        connect and desktop in ordinary Python, without await
     cli                     the two programs
     testing                 for pytest: desktops for tests of programs with windows
@@ -46,6 +47,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .client import Cursor, Frame, Frames, RemoteDisplay, connect
     from .desktops import Desktop, desktop
+    from .relay import Relay
     from .server import Display, Drawing, Surface, ViewerStats, serve
 
 __version__ = "0.1.0"
@@ -67,6 +69,7 @@ __all__ = [
     "LocalProtocolError",
     "MemoryRefused",
     "ProtocolError",
+    "Relay",
     "RemoteDisplay",
     "RemoteProtocolError",
     "SourceError",
@@ -83,6 +86,7 @@ __all__ = [
 _LATER = {
     **dict.fromkeys(("Cursor", "Frame", "Frames", "RemoteDisplay", "connect"), "client"),
     **dict.fromkeys(("Desktop", "desktop"), "desktops"),
+    "Relay": "relay",
     **dict.fromkeys(("Display", "Drawing", "Surface", "ViewerStats", "serve"), "server"),
 }
 

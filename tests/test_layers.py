@@ -1,8 +1,8 @@
 """Who may import whom, read off the import statements of the package.
 
 Three towers (messages and machines; memory; transport) know nothing of each other and meet in
-server and client; these and the sources meet in desktops. What is imported for annotations alone
-counts like any other import.
+server and client; these two meet in relay, and with the sources in desktops. What is imported for
+annotations alone counts like any other import.
 """
 
 from __future__ import annotations
@@ -35,9 +35,19 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("sources",): ("spiceshm.client", "spiceshm.wire", "spiceshm.protocol", "spiceshm.transport"),
     ("server",): ("spiceshm.client", "spiceshm.sources", "spiceshm.cli"),
     ("client",): ("spiceshm.server", "spiceshm.sources", "spiceshm.cli"),
-    ("sources", "server", "client"): ("spiceshm.desktops",),
-    ("sources", "server", "client", "desktops", "cli"): ("spiceshm.testing",),
+    ("sources", "server", "client"): ("spiceshm.desktops", "spiceshm.relay"),
+    ("sources", "server", "client", "desktops", "relay", "cli"): ("spiceshm.testing",),
     ("desktops",): (PACKAGE, "!client", "!server", "!sources", "!nursery", "!errors"),
+    ("relay",): (
+        PACKAGE,
+        "!client",
+        "!server",
+        "!transport",
+        "!wire",
+        "!nursery",
+        "!errors",
+        "!events",
+    ),
     ("testing",): (PACKAGE, "!sync", "!errors"),
     ("wire", "protocol", "memory", "codecs"): (
         "trio",

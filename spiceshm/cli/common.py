@@ -51,17 +51,24 @@ def read_password(path: str | None) -> str | None:
     """
     variable = os.environ.get(PASSWORD)
     if path is not None:
-        try:
-            with open(path, encoding="utf-8") as file:  # it may be endless
-                first = file.readline(MAX_PASSWORD + 2).removesuffix("\n")
-                mode = os.fstat(file.fileno()).st_mode
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--password-file {path}: {reason(error)}") from None
-        password = _fits(first, f"--password-file {path}: its first line")
-        if stat.S_ISREG(mode) and mode & 0o077:
-            log.warning("--password-file %s: others may read or write it; try chmod 600", path)
-        return password
+        return password_in(path, "--password-file")
     return None if variable is None else _fits(variable, PASSWORD)
+
+
+def password_in(path: str, option: str) -> str:
+    """The first line of the file that an option names. Raises UsageError for what is no
+    password."""
+    what = f"{option} {path}"
+    try:
+        with open(path, encoding="utf-8") as file:  # it may be endless
+            first = file.readline(MAX_PASSWORD + 2).removesuffix("\n")
+            mode = os.fstat(file.fileno()).st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what}: {reason(error)}") from None
+    password = _fits(first, f"{what}: its first line")
+    if stat.S_ISREG(mode) and mode & 0o077:
+        log.warning("%s: others may read or write it; try chmod 600", what)
+    return password
 
 
 def _fits(password: str, what: str) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, NOT_SHARED, TIMEOUT, DISCONNECTED = range(6)
 INTERRUPTED = 130
 
+SOURCES = ("pattern", "x11", "xvfb")
+"""Sources of a server that have a name; all others are addresses."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Also --help may be read by somebody who goes away."""

@@ -1,4 +1,4 @@
-"""``spiceshm-server``: serve a test pattern, an X desktop, or one of its own."""
+"""``spiceshm-server``: serve a test pattern, an X desktop, one of its own, or a virtual machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 
-from .options import INTERRUPTED, address, count, parser
+from .options import INTERRUPTED, SOURCES, address, count, parser
 
 NAME = "spiceshm-server"
 DESCRIPTION = """\
@@ -18,9 +18,13 @@ examples:
   spiceshm-server --source x11 --display :5    the X desktop :5
   spiceshm-server --source xvfb -- xterm       a desktop of its own, with xterm, until xterm ends
   spiceshm-server --source xvfb --surface 1280x800 -- xterm -e top
+  spiceshm-server --source spice+unix:///run/vm.sock      a virtual machine, or any SPICE server
   spiceshm-server --listen unix:/run/user/1000/demo.sock --listen-view-only tcp:127.0.0.1:5930
   spiceshm-server --surface 1280x720 --fps 30 --damage full
   spiceshm-server --listen tcp:0.0.0.0:5930 --password-file ~/.ticket --write-vv a.vv
+
+another SPICE server is waited for, also when it goes and comes back; who looks here keeps its last
+picture meanwhile. Its addresses are spice+unix:///path, spice://host:port, and those below.
 
 addresses: unix:/path, unix:@name (abstract: no file protects it, only the check that the client is
 of your own user), tcp:host:port (port 0: any free one). Whoever can connect can type: TCP beyond
@@ -42,6 +46,15 @@ def _surface(text: str) -> tuple[int, int]:
             f"{text!r} is not WIDTHxHEIGHT in pixels, each 1 to {MAX_SIDE}, for example 1920x1080"
         )
     return size
+
+
+def _source(text: str) -> str:
+    if text in SOURCES:
+        return text
+    try:
+        return address(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or {', '.join(SOURCES)}") from None
 
 
 def _fps(text: str) -> float:
@@ -67,10 +80,17 @@ def _options() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--source",
-        choices=("pattern", "x11", "xvfb"),
+        type=_source,
+        metavar="WHAT",
         default="pattern",
-        help="what is shown: a test pattern, an X desktop, or one of its own without a screen "
-        "(default: pattern)",
+        help="what is shown: a test pattern (pattern), an X desktop (x11), one of its own without "
+        "a screen (xvfb), or the display of another SPICE server, such as a virtual machine "
+        "(spice+unix:///path or spice://host:port) (default: pattern)",
+    )
+    options.add_argument(
+        "--source-password-file",
+        metavar="FILE",
+        help="its first line is the password that the SPICE server of --source asks for",
     )
     options.add_argument(
         "--surface",
@@ -95,7 +115,8 @@ def _options() -> argparse.ArgumentParser:
         "--no-resize",
         action="store_true",
         help="keep the size whatever size viewers' windows have; otherwise the pattern follows "
-        "them, and so does an X desktop that can and is on no real screen",
+        "them, and so does an X desktop that can and is on no real screen, and a machine whose "
+        "agent can",
     )
     options.add_argument(
         "--display", metavar=":N", help="the X desktop of --source x11 (default: $DISPLAY)"

@@ -17,8 +17,9 @@ from ..nursery import open_nursery
 from ..server import Display, ViewerStats, serve
 from ..server.display import SHM_LIMIT
 from ..sources.processes import PASSWORD, NotStarted
-from .common import UsageError, read_password, run, until_interrupted
-from .options import OK
+from ..transport import default_address, parse_address
+from .common import UsageError, password_in, read_password, run, until_interrupted
+from .options import OK, SOURCES
 from .viewing import commands, connection_file, for_stock_viewers, in_lines
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from ..relay import Relay, UpstreamStats
     from ..server.agent import Resize
     from ..server.inputs import Play
     from ..sources.xvfb import Xvfb
@@ -42,21 +44,37 @@ def run_server(name: str, arguments: argparse.Namespace) -> int:
     return run(name, arguments, partial(_serve, name, arguments))
 
 
+_OTHER_SERVER = "spice+unix:///path or spice://host:port"
+"""What sources are that have no name of their own."""
+
 _FOR = {
     "surface": ("pattern", "xvfb"),
+    "fps": ("pattern", "x11", "xvfb"),
     "damage": ("pattern",),
     "display": ("x11",),
     "command": ("xvfb",),
+    "source_password_file": (_OTHER_SERVER,),
 }
 """Which sources an option is for."""
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Options that belong to one source are wrong with another, not silently ignored."""
+    kind = arguments.source if arguments.source in SOURCES else _OTHER_SERVER
     for option, sources in _FOR.items():
-        if getattr(arguments, option) not in (None, []) and arguments.source not in sources:
-            what = "a command" if option == "command" else f"--{option}"
+        if getattr(arguments, option) not in (None, []) and kind not in sources:
+            what = "a command" if option == "command" else f"--{option.replace('_', '-')}"
             raise UsageError(f"{what} is for --source {' and '.join(sources)}")
+    if kind == _OTHER_SERVER:
+        _check_elsewhere(arguments)
+
+
+def _check_elsewhere(arguments: argparse.Namespace) -> None:
+    """The other server is not this one."""
+    own = [parse_address(text) for text in arguments.listen or ()] or [default_address()]
+    own += [parse_address(text) for text in arguments.listen_view_only or ()]
+    if parse_address(arguments.source) in own:
+        raise UsageError(f"--source {arguments.source}: there this server listens itself")
 
 
 def _password(arguments: argparse.Namespace) -> str | None:
@@ -80,6 +98,8 @@ class Source(NamedTuple):
     """Follows what viewers wish for, if it can."""
     xvfb: Xvfb | None = None
     """The X server, if it is our own."""
+    relay: Relay | None = None
+    """What passes another SPICE server on, if it is one."""
 
 
 @contextlib.asynccontextmanager
@@ -101,6 +121,14 @@ async def _source(arguments: argparse.Namespace) -> AsyncIterator[Source]:
             show = partial(desktop.show, fps=fps)
             title, words = f"X display {desktop.name}", f"Xvfb, {desktop}"
             yield Source(title, words, show, desktop.play, desktop.resize, xvfb)
+    elif arguments.source not in SOURCES:
+        from ..relay import Relay
+
+        file = arguments.source_password_file
+        password = "" if file is None else password_in(file, "--source-password-file")
+        relay = Relay(arguments.source, password=password)
+        title, words = str(relay.address), str(relay)
+        yield Source(title, words, relay.show, relay.play, relay.resize, relay=relay)
     else:
         from ..sources.pattern import PatternSource
 
@@ -136,7 +164,7 @@ async def _serve(name: str, arguments: argparse.Namespace) -> int:
                 await nursery.start(source.show, display)
                 _announce(name, display, source, arguments, password is not None)
                 if arguments.stats or arguments.stats_json:
-                    nursery.start_soon(_report, display, arguments)
+                    nursery.start_soon(_report, display, arguments, source.relay)
                 if source.xvfb is not None and arguments.command:
                     status = await _run(name, source.xvfb, arguments.command)
                     nursery.cancel_scope.cancel()
@@ -154,7 +182,7 @@ async def _run(name: str, xvfb: Xvfb, command: Sequence[str]) -> int:
     return 128 - status if status < 0 else status
 
 
-async def _report(display: Display, arguments: argparse.Namespace) -> None:
+async def _report(display: Display, arguments: argparse.Namespace, relay: Relay | None) -> None:
     """Every second, how each client does."""
     before = display.surface.serial if display.surface else 0
     while True:
@@ -163,7 +191,7 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
         fps, before = (serial - before) / STATS_S, serial
         viewers = [viewer.stats for viewer in display.viewers]
         if arguments.stats_json:
-            summary = {
+            summary: dict[str, Any] = {
                 "width": display.surface.width if display.surface else 0,
                 "height": display.surface.height if display.surface else 0,
                 "serial": serial,
@@ -171,9 +199,23 @@ async def _report(display: Display, arguments: argparse.Namespace) -> None:
                 "shm_bytes": display.shm_bytes,
                 "copied_bytes": display.surface.copied_bytes if display.surface else 0,
             }
+            if relay is not None:
+                summary["upstream"] = asdict(relay.stats)
             print(json.dumps({**summary, "clients": [asdict(v) for v in viewers]}), flush=True)
+        if arguments.stats and relay is not None:
+            print(_upstream(relay.stats), file=sys.stderr)
         if arguments.stats:
             print(_table(display, viewers, fps), file=sys.stderr, flush=True)
+
+
+def _upstream(stats: UpstreamStats) -> str:
+    """A line for people on the other server."""
+    state = "connected" if stats.connected else "not there"
+    how = f", {'shared' if stats.shm else 'SPICE'}" if stats.connected else ""
+    return (
+        f"{stats.address}: {state} for {stats.since_s:.0f} s{how}, {stats.reconnects} reconnects"
+        + (f"; {stats.why}" if stats.why else "")
+    )
 
 
 def _table(display: Display, viewers: Sequence[ViewerStats], fps: float) -> str:
