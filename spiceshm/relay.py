@@ -154,14 +154,18 @@ class Relay:
             open_nursery() as nursery,
         ):
             frames = Frames(parts.display, passing=True)
-            self._publish(parts, await anext(frames), display)
-            await self._open_others(parts, display)
-            self._find(parts)
-            self._tell(parts, display)
-            nursery.start_soon(self._follow, parts, display)
-            self._start()
-            async for frame in frames:
-                self._publish(parts, frame, display)
+            try:
+                self._publish(parts, await anext(frames), display)
+                await self._open_others(parts, display)
+                self._find(parts)
+                self._tell(parts, display)
+                nursery.start_soon(self._follow, parts, display)
+                self._start()
+                async for frame in frames:
+                    self._publish(parts, frame, display)
+            finally:  # what ends this would keep the memory of one that is gone
+                if frames.frame is not None:
+                    frames.frame.release()
 
     def _publish(self, parts: Parts, frame: Frame, display: Display) -> None:
         """Show a frame with exactly its damage; all of what changed is copied, and nothing else.

@@ -660,6 +660,8 @@ class DisplayChannel:
         """Nothing more is received; pixels that somebody holds stay readable."""
         self.fail(Disconnected("the connection was closed here"))
         self._machine.close()
+        self._drop_pending()
+        self._given = None  # which the program may have still, but this need not keep
         self._segments.clear()
 
 
