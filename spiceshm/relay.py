@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiceshm.relay")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-"""Between attempts to connect; each pause is twice the one before."""
+"""Between attempts to connect; each pause is twice the one before, but the first again after a
+connection that was there for `LASTING_S`: not where two clients take a machine from each other."""
+
+LASTING_S = 1.0
 
 SHOWN_S = 5.0
 """How long a size may take to be shown when the agent says that it has it."""
@@ -134,7 +137,7 @@ class Relay:
             try:
                 await self._pass_on(display)
             except (ConnectError, Disconnected, RemoteProtocolError, MemoryRefused) as error:
-                if self._lose(error) > LONGEST_PAUSE_S:
+                if self._lose(error) > LASTING_S:
                     pause = FIRST_PAUSE_S
             if not self._connections:
                 display.set_cursor(None)  # who comes before a machine does is told of its pointer

@@ -19,8 +19,8 @@ from spiceshm.errors import SourceError
 from spiceshm.events import CAPS_LOCK, CursorShape, Key, Locks, PointerBy, PointerTo
 from spiceshm.nursery import open_nursery
 from spiceshm.sources.pattern import read_stamp
-from spiceshm.wire import cursor, inputs, main
-from spiceshm.wire.types import ChannelType, MouseMode
+from spiceshm.wire import cursor, display, inputs, main
+from spiceshm.wire.types import ChannelType, MouseMode, Rect, SurfaceFormat
 from tests import byhand, stockserver
 from tests.byhand import window
 from tests.programs import (
@@ -226,6 +226,26 @@ async def test_all_readers_see_the_same_whatever_the_size(place: Path) -> None:
             for remote in (one, two, three, other):
                 await sees(remote, wanted)
         assert [remote.shared for remote in (one, two, three, other)] == [True] * 3 + [False]
+
+
+async def test_a_size_in_which_nothing_was_drawn_yet_is_black(place: Path) -> None:
+    """As a virtual machine's may be for long, whose mode changes."""
+    source = f"unix:{place}/up"
+    async with (
+        stockserver.serving(source) as server,
+        relayed(source, place) as (_, _, address),
+        spiceshm.connect(address) as remote,
+    ):
+        wanted = np.zeros((30, 50, 4), np.uint8)
+        create = display.SurfaceCreate(0, 50, 30, SurfaceFormat.XRGB, display.SURFACE_FLAG_PRIMARY)
+        screen = await server.channel(ChannelType.DISPLAY)
+        screen.put(display.SurfaceDestroy(0), create, display.Mark())
+        await sees(remote, wanted)
+        white = display.Brush(display.BRUSH_SOLID, 0xFFFFFF)
+        box = Rect(10, 20, 30, 40)
+        screen.put(display.DrawFill(0, box, None, white, display.ROP_PUT, display.NO_MASK))
+        wanted[10:30, 20:40] = 255
+        await sees(remote, wanted)
 
 
 async def test_monitors_are_passed_on(place: Path) -> None:
@@ -484,8 +504,8 @@ async def test_a_password_that_was_changed_is_told_and_tried_on(
     async with relayed(source, place) as (relay, _, _):
         async with upstream_at(source, machine):
             await eventually(lambda: relay.stats.connected)
-        async with spiceshm.serve(source, password="new") as display:
-            display.create_surface(8, 8).draw(np.zeros((8, 8, 4), np.uint8))
+        async with spiceshm.serve(source, password="new") as locked:
+            locked.create_surface(8, 8).draw(np.zeros((8, 8, 4), np.uint8))
             await eventually(lambda: "wrong or missing password" in str(relay.stats.why))
         async with upstream_at(source, machine):
             await eventually(lambda: relay.stats.connected)

@@ -278,6 +278,8 @@ class DisplayChannel:
             self._canvas.receive(message)
             self._shown = self._canvas.primary
             self._new_canvas = True
+        elif isinstance(message, display.Mark):
+            self._marked()
         elif isinstance(message, display.MonitorsConfig):
             self.heads = _inside(message.heads, self.width, self.height)
             self.told()
@@ -287,6 +289,12 @@ class DisplayChannel:
                 self.segment_bytes -= segment.size
         else:
             self._draw(message)
+
+    def _marked(self) -> None:
+        """The server wants it shown. A virtual machine that changes its mode may draw nothing for
+        a long time: then all that there is to be seen is black."""
+        if self._canvas is not None and self._new_canvas and not (self._drawn or self._just_drawn):
+            self._just_drawn = region.full(self.width, self.height)
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
