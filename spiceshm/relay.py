@@ -180,18 +180,18 @@ class Relay:
         if surface is None or not _is(surface, width, height):
             surface = display.create_surface(width, height)
             surface.draw(frame.pixels)
+            self._tell_heads(parts, display)
             self._renewed.set()
             self._renewed = trio.Event()
         else:
             surface.draw(frame.pixels, "all" if frame.full else frame.rects)
-        self._tell_heads(parts, display)
 
     async def _open_others(self, parts: Parts, display: Display) -> None:
         """Open the channels beside the display, as far as the other server has them."""
         try:
             await parts.inputs.open()
         except ViewOnly as error:
-            log.warning("%s", error)
+            log.log(logging.INFO if self._connections else logging.WARNING, "%s", error)
         if await parts.session.offers(ChannelType.CURSOR):
             await parts.cursor.open()
             if self._shape is None:

@@ -6,6 +6,7 @@ next one behind them, through main's machine.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import struct
 
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spiceshm.errors import RemoteProtocolError
-from spiceshm.protocol import AGENT_TOKENS, Channel, ServerAgent, Wish
+from spiceshm.errors import LocalProtocolError, RemoteProtocolError
+from spiceshm.protocol import AGENT_TOKENS, Channel, ClientAgent, ServerAgent, Wish
 from spiceshm.protocol.agent import TOKENS_BACK, FromClient
 from spiceshm.wire import Message, Sender, agent, main
 from spiceshm.wire.main import AgentData, AgentToken, ClientAgentData
@@ -301,3 +302,96 @@ def test_more_than_2048_bytes_never_get_this_far() -> None:
     channel = Channel("main", Sender.SERVER)
     with pytest.raises(RemoteProtocolError, match=r"main\.agent_data: size: 2049 bytes"):
         channel.receive_data(framed(ClientAgentData(bytes(2049))))
+
+
+# A client's end
+
+INIT = main.MainInit(1, 1, 3, 2, 0, 10, 0, 0)
+"""Of a server without an agent, which says how many tokens there would be."""
+
+
+def sent(machine: ClientAgent) -> list[Message]:
+    """What a client says now; an agent of ours must understand it."""
+    return machine.messages_to_send()
+
+
+def wanted(*messages: Message) -> list[Wish]:
+    """What an agent makes of what a client said."""
+    return hear(ServerAgent(), *messages)
+
+
+def test_a_client_says_nothing_unless_it_wishes_for_a_size() -> None:
+    client = ClientAgent()
+    client.receive(dataclasses.replace(INIT, agent_connected=1))
+    assert client.connected
+    assert sent(client) == []
+    client.wish(80, 60)
+    said = sent(client)
+    assert said[0] == main.AgentStart(ALL)
+    assert wanted(*said) == [Wish(80, 60)]
+    assert sent(client) == []
+    client.wish(90, 60)
+    assert len(sent(client)) == 1
+
+
+def test_without_an_agent_there_is_nobody_to_ask() -> None:
+    client = ClientAgent()
+    client.receive(INIT)
+    with pytest.raises(LocalProtocolError, match="there is no agent"):
+        client.wish(80, 60)
+
+
+@pytest.mark.parametrize("comes", [main.AgentConnected(), main.AgentConnectedTokens(10)])
+def test_an_agent_may_come_and_go(comes: Message) -> None:
+    client = ClientAgent()
+    client.receive(INIT)
+    for _ in range(2):
+        client.receive(comes)
+        client.wish(80, 60)
+        assert wanted(*sent(client)) == [Wish(80, 60)]
+        client.wish(81, 60)
+        client.receive(main.AgentDisconnected(0))
+        assert not client.connected
+        assert sent(client) == []
+
+
+def test_a_client_keeps_to_its_tokens_and_wishes_for_the_newest() -> None:
+    client = ClientAgent()
+    client.receive(dataclasses.replace(INIT, agent_connected=1, agent_tokens=1))
+    client.wish(80, 60)
+    assert len(first := sent(client)) == 2
+    client.wish(90, 70)
+    client.wish(100, 70)
+    assert sent(client) == []
+    client.receive(main.AgentToken(5))
+    assert wanted(*first, *sent(client)) == [Wish(100, 70)]
+
+
+def test_a_client_is_told_how_it_went() -> None:
+    client = ClientAgent()
+    client.receive(dataclasses.replace(INIT, agent_connected=1))
+    clipboard = agent.AgentHeader(CLIPBOARD, 5000).packed + bytes(5000)
+    for error, outcome in ((agent.REPLY_SUCCESS, True), (agent.REPLY_ERROR, False)):
+        client.wish(80, 60)
+        for data in (clipboard[:2048], clipboard[2048:4096], clipboard[4096:]):
+            client.receive(AgentData(data))
+        client.receive(AgentData(whole(agent.Reply(CLIPBOARD, agent.REPLY_SUCCESS))))
+        assert client.outcome is None
+        client.receive(AgentData(whole(agent.Reply(agent.MonitorsConfig.number, error))))
+        assert client.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"short", "main.agent_data: data: 5 bytes, a message begins with"),
+        (whole(agent.Reply(2, 1)) + b"x", "main.agent_data: data: 1 bytes behind the end"),
+        (agent.AgentHeader(3, 9).packed + bytes(9), "agent.reply: size: 9 bytes, the limit is 8"),
+    ],
+)
+def test_what_an_agent_may_not_say(data: bytes, complaint: str) -> None:
+    client = ClientAgent()
+    client.receive(dataclasses.replace(INIT, agent_connected=1))
+    with pytest.raises(RemoteProtocolError) as caught:
+        client.receive(AgentData(data))
+    assert str(caught.value).startswith(complaint)

@@ -226,7 +226,7 @@ def _wish(config: MonitorsConfig) -> Wish | None:
 
 
 class ClientAgent:
-    """A client's end: it can wish for a size, if there is an agent.
+    """A client's end: it can wish for a size, if there is an agent; who does not says nothing.
 
     Feed it whatever main's machine brings that is `FromServer`, and send what `messages_to_send`
     has, each time that it was fed or asked for something.
@@ -238,7 +238,7 @@ class ClientAgent:
         self.outcome: bool | None = None
         """How it went with the last wish, None while that is not told; some agents never tell."""
         self._tokens = 0  # AGENT_DATA that we may send
-        self._starts = False
+        self._started = False
         self._messages = _Messages(AgentData.title, _FROM_SERVER)
         self._to_say: dict[type[AgentRecord], AgentRecord] = {}
 
@@ -262,11 +262,10 @@ class ClientAgent:
                 self._heard(self._messages.feed(message.data))
 
     def _begin(self, tokens: int) -> None:
-        self.connected = self._starts = True
+        self.connected, self._started = True, False
         self._tokens = tokens
         self._messages = _Messages(AgentData.title, _FROM_SERVER)
-        ours = AnnounceCapabilities(0, words_from_caps(CLIENT_CAPABILITIES))
-        self._to_say = {AnnounceCapabilities: ours}
+        self._to_say.clear()
 
     def _heard(self, message: AgentRecord | None) -> None:
         if isinstance(message, Reply) and message.type == MonitorsConfig.number:
@@ -280,12 +279,17 @@ class ClientAgent:
         if not self.connected:
             raise LocalProtocolError(MonitorsConfig.title, "", "there is no agent")
         self.outcome = None
+        if not self._started:
+            ours = words_from_caps(CLIENT_CAPABILITIES)
+            self._to_say[AnnounceCapabilities] = AnnounceCapabilities(0, ours)
         self._to_say[MonitorsConfig] = MonitorsConfig(0, (Monitor(height, width, DEPTH, 0, 0),))
 
     def messages_to_send(self) -> list[Message]:
         """What is due to be sent now, in this order."""
-        out: list[Message] = [AgentStart(NO_LIMIT)] if self._starts else []
-        self._starts = False
+        out: list[Message] = []
+        if self._to_say and not self._started:
+            self._started = True
+            out.append(AgentStart(NO_LIMIT))
         for kind in list(self._to_say)[: self._tokens]:
             self._tokens -= 1
             out.append(ClientAgentData(_whole(self._to_say.pop(kind))))
