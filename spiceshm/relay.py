@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .client import Frame
     from .client.session import Parts
     from .events import CursorShape, Event
+    from .region import Damage
     from .server import Display, Surface
 
 log = logging.getLogger("spiceshm.relay")
@@ -173,18 +174,21 @@ class Relay:
     def _publish(self, parts: Parts, frame: Frame, display: Display) -> None:
         """Show a frame with exactly its damage; all of what changed is copied, and nothing else.
 
+        It counts as old as it is: what was drawn there before clients did something is no answer
+        to that here either. (Where memory is shared, that is; others do not tell how old it is.)
         Where our client could not decode what was drawn, the frame has what was there before.
         """
         height, width = frame.pixels.shape[:2]
         surface = display.surface
         if surface is None or not _is(surface, width, height):
             surface = display.create_surface(width, height)
-            surface.draw(frame.pixels)
+            surface.draw(frame.pixels, published=frame.published)
             self._tell_heads(parts, display)
             self._renewed.set()
             self._renewed = trio.Event()
         else:
-            surface.draw(frame.pixels, "all" if frame.full else frame.rects)
+            rects: Damage = "all" if frame.full else frame.rects
+            surface.draw(frame.pixels, rects, published=frame.published)
 
     async def _open_others(self, parts: Parts, display: Display) -> None:
         """Open the channels beside the display, as far as the other server has them."""

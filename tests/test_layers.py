@@ -47,6 +47,7 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
         "!nursery",
         "!errors",
         "!events",
+        "!region",
     ),
     ("testing",): (PACKAGE, "!sync", "!errors"),
     ("wire", "protocol", "memory", "codecs"): (

@@ -191,6 +191,8 @@ async def test_every_frame_arrives_with_exactly_its_damage(place: Path, at: str)
                     seen |= set(map(tuple, frame.rects.tolist()))
                     assert seen <= set(rects)
                 assert np.array_equal(rgb(frame.pixels), rgb(truth))
+                if at == "":
+                    assert frame.published == surface.pool.published  # as old as it is
         # Each pixel that changed was copied once from there, and once from one buffer to the next.
         assert it.display.surface.copied_bytes - copied <= 2 * drawn
 

@@ -105,12 +105,13 @@ class Surface:
 
     # Drawing
 
-    def draw(self, pixels: NDArray[np.uint8], rects: Damage = "all") -> int:
+    def draw(self, pixels: NDArray[np.uint8], rects: Damage = "all", *, published: int = 0) -> int:
         """Copy ``rects`` of an array (height, width, 4) of uint8 and show them; returns the serial.
 
-        ``rects`` is "all" or rectangles (top, left, bottom, right). The array stays yours. Raises
-        ValueError if its shape or a rectangle does not fit the surface, SpiceShmError once the
-        surface was replaced or closed.
+        ``rects`` is "all" or rectangles (top, left, bottom, right). The array stays yours.
+        ``published`` is when somebody else made that public, if it is passed on: CLOCK_MONOTONIC in
+        ns; 0 is now. Raises ValueError if its shape or a rectangle does not fit the surface,
+        SpiceShmError once the surface was replaced or closed.
         """
         wanted = (self.pool.height, self.pool.width, 4)
         if not isinstance(pixels, np.ndarray):
@@ -122,6 +123,7 @@ class Surface:
             for top, left, bottom, right in frame.damage:
                 shown[top:bottom, left:right] = pixels[top:bottom, left:right]
                 self._drawn += (bottom - top) * (right - left)
+            frame.published = published
         return self.pool.serial
 
     def frame(self, damage: Damage = "all") -> Drawing:
@@ -156,7 +158,7 @@ class Surface:
     def _finish(self, drawing: Drawing, damage: list[Rect] | None) -> None:
         self._drawing = None
         if damage and not self._closed:
-            self.pool.publish(drawing.buffer, damage, time.monotonic_ns())
+            self.pool.publish(drawing.buffer, damage, drawing.published or time.monotonic_ns())
             self._notify()
         else:
             self.pool.abandon(drawing.buffer)
@@ -455,6 +457,8 @@ class Drawing:
         self.buffer = buffer
         self.damage = damage
         """What will be drawn, merged: rectangles (top, left, bottom, right)."""
+        self.published = 0
+        """See `Surface.draw`."""
         self.pixels = buffer.pixels.view()
         self._surface = surface
         self._open = True
