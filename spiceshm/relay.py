@@ -10,6 +10,7 @@ goes; it is looked for again and again until it is there, whatever its display i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from .transport.stream import START_ONE
 from .wire.types import ChannelType, LinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .client import Frame
     from .client.session import Parts
@@ -160,11 +161,7 @@ class Relay:
             frames = Frames(parts.display, passing=True)
             try:
                 self._publish(parts, await anext(frames), display)
-                await self._open_others(parts, display)
-                self._find(parts)
-                self._tell(parts, display)
                 nursery.start_soon(self._follow, parts, display)
-                self._start()
                 async for frame in frames:
                     self._publish(parts, frame, display)
             finally:  # what ends this would keep the memory of one that is gone
@@ -190,21 +187,31 @@ class Relay:
             rects: Damage = "all" if frame.full else frame.rects
             surface.draw(frame.pixels, rects, published=frame.published)
 
+    async def _follow(self, parts: Parts, display: Display) -> None:
+        """Tell what changes beside the picture, for ever."""
+        await self._open_others(parts, display)
+        self._find(parts)
+        self._start()
+        while True:
+            self._tell(parts, display)
+            await parts.session.told()
+
     async def _open_others(self, parts: Parts, display: Display) -> None:
         """Open the channels beside the display, as far as the other server has them."""
-        try:
+        with self._if_it_can():
             await parts.inputs.open()
-        except ViewOnly as error:
-            log.log(logging.INFO if self._connections else logging.WARNING, "%s", error)
-        if await parts.session.offers(ChannelType.CURSOR):
-            await parts.cursor.open()
-            if self._shape is None:
-                display.set_cursor(None)  # there is one, which may not be seen now
+        with self._if_it_can():
+            if await parts.session.offers(ChannelType.CURSOR):
+                await parts.cursor.open()
+                if self._shape is None:
+                    display.set_cursor(None)  # there is one, which may not be seen now
 
-    async def _follow(self, parts: Parts, display: Display) -> None:
-        while True:
-            await parts.session.told()
-            self._tell(parts, display)
+    @contextlib.contextmanager
+    def _if_it_can(self) -> Iterator[None]:
+        try:
+            yield
+        except (ViewOnly, ConnectError) as error:
+            log.log(logging.INFO if self._connections else logging.WARNING, "%s", error)
 
     def _tell(self, parts: Parts, display: Display) -> None:
         """Tell our clients what the other server tells beside pixels; what is the same is not."""

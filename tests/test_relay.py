@@ -20,7 +20,7 @@ from spiceshm.events import CAPS_LOCK, CursorShape, Key, Locks, PointerBy, Point
 from spiceshm.nursery import open_nursery
 from spiceshm.sources.pattern import read_stamp
 from spiceshm.wire import cursor, display, inputs, main
-from spiceshm.wire.types import ChannelType, MouseMode, Rect, SurfaceFormat
+from spiceshm.wire.types import ChannelType, LinkError, MouseMode, Rect, SurfaceFormat
 from tests import byhand, stockserver
 from tests.byhand import window
 from tests.programs import (
@@ -434,6 +434,21 @@ async def test_a_server_that_takes_nothing_is_looked_at(place: Path) -> None:
         async with relayed(source, place) as (_, _, address), spiceshm.connect(address) as remote:
             await remote.type("lost")
             assert (await remote.latest()).width == 64
+
+
+async def test_a_channel_that_is_refused_leaves_the_others(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = f"unix:{place}/up"
+    async with stockserver.serving(source) as server:
+        server.listed, server.kinds = server.kinds, server.kinds - {ChannelType.CURSOR}
+        server.refusal = LinkError.ERROR
+        async with relayed(source, place) as (relay, _, address):
+            async with spiceshm.connect(address) as remote:
+                await remote.key("a")
+                assert len((await server.channel(ChannelType.INPUTS)).came) >= 2
+            assert relay.stats.connected
+    assert "the server refused the connection" in caplog.text
 
 
 async def test_the_size_that_a_viewer_would_like(place: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,6 @@ from tests.test_library import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
 
 @pytest.fixture
@@ -78,6 +77,16 @@ async def test_damage_told_at_the_end_is_checked_and_merged(address: str) -> Non
         frame = await next_frame(remote)
         assert len(frame.rects) <= 64
         assert (frame.pixels[:, :, :3] == 9).all()
+
+
+@pytest.mark.parametrize(
+    "heads", [[], [(0, 0, 0, 1)], [(0, 0, HEIGHT + 1, 1)], [(0, 0, 1, 1)] * 257]
+)
+async def test_monitors_that_a_surface_cannot_have(address: str, heads: list[Any]) -> None:
+    async with both_ends(address) as (_, surface, remote):
+        with pytest.raises(ValueError, match=r"heads|outside"):
+            surface.set_heads(heads)
+        assert remote._channel.heads == [(0, 0, HEIGHT, WIDTH)]
 
 
 async def test_memory_of_a_surface_that_is_replaced_while_it_is_drawn(address: str) -> None:

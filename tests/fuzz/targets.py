@@ -365,7 +365,7 @@ def guest_agent(given: Input) -> None:
                 tokens = message.num_tokens
             elif isinstance(message, main.ClientAgentToken):
                 tokens += message.num_tokens
-            assert len(played._body) < _AGENT_KEEPS
+            assert len(played._messages._body) < _AGENT_KEEPS
             played.reply(ok=True)
         tokens -= sum(type(sent) is main.AgentData for sent in played.messages_to_send())
         assert tokens >= 0
