@@ -20,6 +20,7 @@ import trio
 
 from .client.remote import Frames
 from .client.session import opened
+from .client.wishes import Wishes
 from .errors import (
     ConnectError,
     Disconnected,
@@ -155,7 +156,7 @@ class Relay:
     async def _pass_on(self, display: Display) -> None:
         """Connect and show it until that ends. Raises what ended it."""
         async with (
-            opened(str(self.address), password=self._password) as parts,
+            opened(str(self.address), Wishes(), password=self._password) as parts,
             open_nursery() as nursery,
         ):
             frames = Frames(parts.display, passing=True)

@@ -293,7 +293,7 @@ class DisplayChannel:
     def _marked(self) -> None:
         """The server wants it shown. A virtual machine that changes its mode may draw nothing for
         a long time: then all that there is to be seen is black."""
-        if self._canvas is not None and self._new_canvas and not (self._drawn or self._just_drawn):
+        if self._shown is not None and self._new_canvas and not (self._drawn or self._just_drawn):
             self._just_drawn = region.full(self.width, self.height)
 
     def _resize(self, width: int, height: int) -> None:

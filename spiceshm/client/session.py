@@ -131,7 +131,7 @@ async def opened(
                     await trio.to_thread.run_sync(wishes.prepare)
                 with _deadline(place, wait_server):
                     await session.begin(wait_server)
-                if shm == "require" and not channel.shared:
+                if wishes.shm == "require" and not channel.shared:
                     raise MemoryRefused(f"{place}: memory is not shared: {channel.reason}")
                 yield Parts(channel, session, inputs, cursor)
             finally:
