@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import TYPE_CHECKING, get_args
 
 import pytest
 import trio
+import trio.testing
 
 import spiceshm
 from spiceshm.cli.client import COMPRESSIONS
@@ -16,7 +18,7 @@ from spiceshm.codecs import jit, lz4
 from spiceshm.errors import CannotDecode
 from spiceshm.wire import display
 from spiceshm.wire.types import ChannelType, Compression, DisplayCap, ImageType, Rect
-from tests import stockserver
+from tests import pair, stockserver
 from tests.programs import look
 from tests.test_canvas import copy, solid
 
@@ -179,3 +181,28 @@ async def test_the_program_tells_what_is_stale_and_is_strict_if_asked(address: s
         assert result.stdout == b""
         why = f"{address}: display.draw_copy: quic: its data end before its header"
         assert result.stderr.decode() == f"spiceshm-client: {why}\n"
+
+
+async def test_a_mode_in_which_nothing_is_drawn_is_shown_black(address: str) -> None:
+    """A stock server does without a display channel that a client has opened for it once more."""
+    create = pair.create()
+    async with stockserver.serving(address) as server, spiceshm.connect(address) as remote:
+        end = await server.channel(ChannelType.DISPLAY)
+        end.put(display.SurfaceDestroy(0), dataclasses.replace(create, width=100))
+        with trio.fail_after(stockserver.SOON):
+            while remote.width != 100:
+                await trio.sleep(0.001)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_is_black, remote)
+            await trio.testing.wait_all_tasks_blocked()
+            end.put(display.Mark())
+        end.put(display.Mark(), readable())  # what is shown already does not change by it
+        frame = await remote.wait_change()
+        assert frame.rects.tolist() == [list(PART)]
+        assert server.linked.count(ChannelType.DISPLAY) == 1
+
+
+async def _is_black(remote: spiceshm.RemoteDisplay) -> None:
+    frame = await remote.latest()
+    assert (frame.width, frame.full) == (100, True)
+    assert not frame.rgb().any()

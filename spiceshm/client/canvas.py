@@ -158,6 +158,7 @@ class Canvas:
         self.surfaces: dict[int, Surface] = {}
         self.counts: Counter[str] = Counter()
         """What was drawn by, so many of each kind: see `spiceshm.RemoteDisplay.images`."""
+        self._is_blank = False  # the primary, since it was created
         self._streams: dict[int, _Stream] = {}
         self._pixmaps = Pixmaps(cache_pixels)
         self._palettes = Palettes()
@@ -183,6 +184,8 @@ class Canvas:
                 self._end_streams(message.surface_id)
             case display.Reset():
                 return self._reset()
+            case display.Mark():
+                return self._show_blank()
             case display.InvalList():
                 for resource in message.resources:
                     self._pixmaps.drop(resource.id)
@@ -210,6 +213,7 @@ class Canvas:
                 create.title, "width", f"more than {MOST_OFF_SCREEN_PIXELS} pixels off screen"
             )
         self.surfaces[create.surface_id] = Surface(create.width, create.height, create.format)
+        self._is_blank |= create.surface_id == 0
 
     def _reset(self) -> Drawn:
         self._palettes.clear()
@@ -217,7 +221,13 @@ class Canvas:
             return NOTHING
         self.primary.words[:] = 0
         self.primary.stale = []
-        return Drawn(0, [(0, 0, self.primary.height, self.primary.width)], [])
+        return Drawn(0, [_whole(self.primary)], [])
+
+    def _show_blank(self) -> Drawn:
+        """A primary on which nothing was drawn is shown as it is: of a machine whose new mode is
+        black nothing more may come."""
+        blank, self._is_blank = self._is_blank, False
+        return Drawn(0, [_whole(self.primary)], []) if blank and self.primary else NOTHING
 
     def _surface(self, number: int, title: str, field: str) -> Surface:
         if number not in self.surfaces:
@@ -228,6 +238,7 @@ class Canvas:
 
     def _draw(self, message: display.Drawing) -> Drawn:
         surface = self._surface(message.surface_id, message.title, "surface_id")
+        self._is_blank &= message.surface_id != 0
         parts = _clipped(message.title, "box", message.box, message.clip, surface)
         found = self._find(message, surface)
         try:
@@ -667,6 +678,10 @@ def _clipped(title: str, field: str, box: types.Rect, clip: object, surface: Sur
         # A region's rectangles are disjoint; these would only keep us busy.
         raise RemoteProtocolError(title, "clip", "has rectangles that overlap")
     return parts
+
+
+def _whole(surface: Surface) -> Rect:
+    return 0, 0, surface.height, surface.width
 
 
 def _common(one: Rect, other: Rect) -> Rect | None:

@@ -30,6 +30,7 @@ from ..errors import (
     MemoryRefused,
     Refusal,
     SpiceShmError,
+    Timeout,
 )
 from ..memory import MappedSegment
 from ..protocol import ClientDisplay, ClientLink
@@ -40,7 +41,7 @@ from . import images
 from .canvas import Canvas
 from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
-from .reading import PIECE, Reading
+from .reading import HANDSHAKE_S, PIECE, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -278,8 +279,6 @@ class DisplayChannel:
             self._canvas.receive(message)
             self._shown = self._canvas.primary
             self._new_canvas = True
-        elif isinstance(message, display.Mark):
-            self._marked()
         elif isinstance(message, display.MonitorsConfig):
             self.heads = _inside(message.heads, self.width, self.height)
             self.told()
@@ -289,12 +288,6 @@ class DisplayChannel:
                 self.segment_bytes -= segment.size
         else:
             self._draw(message)
-
-    def _marked(self) -> None:
-        """The server wants it shown. A virtual machine that changes its mode may draw nothing for
-        a long time: then all that there is to be seen is black."""
-        if self._shown is not None and self._new_canvas and not (self._drawn or self._just_drawn):
-            self._just_drawn = region.full(self.width, self.height)
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -442,8 +435,9 @@ class DisplayChannel:
     async def newest(self) -> Frame | None:
         """The newest frame, which may be the one that was given last; None where that is gone.
 
-        Waits at most for one answer of the server, where that may have a newer one. Raises what
-        ended the connection, and FramesHeld.
+        Waits at most for one answer of the server, where that may have a newer one, or for what it
+        shows first in a mode that it has just begun. Raises what ended the connection, FramesHeld,
+        and Timeout.
         """
         await trio.lowlevel.checkpoint()
         await self.reading.have_read()
@@ -460,7 +454,19 @@ class DisplayChannel:
             return self._give()
         if self._given is not None and not self._given.released:
             return self._given
-        return self._give() if self._shown is not None and not self._new_canvas else None
+        if self._shown is None:
+            return None
+        if self._new_canvas:
+            await self._first_of_mode()
+        return self._give()
+
+    async def _first_of_mode(self) -> None:
+        """A surface of ordinary SPICE has been created, and not shown yet."""
+        with trio.move_on_after(HANDSHAKE_S):
+            while not self._something_new:
+                await self.reading.wait()
+            return
+        raise Timeout(f"{self.address}: no picture came within {HANDSHAKE_S:g} s")
 
     async def changed(self, since: Moment, box: region.Rect) -> None:
         """Wait until a frame later than ``since`` has changed ``box``. No frame is given by it.
