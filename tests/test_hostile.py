@@ -2450,19 +2450,21 @@ async def test_a_server_that_pings_and_never_reads_costs_no_memory(channel: str)
 # What memory allows, asked of real processes
 
 
-@pytest.mark.parametrize("looks", ["never", "asks", "loops"])
-async def test_a_flood_of_drawing_keeps_nobody_waiting(looks: str) -> None:
+def many_fills(surface_id: int) -> bytes:
     """A few bytes draw on all of a large surface, and a read has room for many of these."""
     side = 2000
     tile = display.Image(0, 0, 0, 1, 1, display.Bitmap(8, 4, 1, 1, 4, b"abcd"))
     brush = display.Brush(2, None, display.Pattern(tile, types.Point(0, 0)))
     box = types.Rect(0, 0, side, side)
-    fill = as_bytes(display.DrawFill(0, box, None, brush, 8, display.NO_MASK))
+    fill = display.DrawFill(surface_id, box, None, brush, 8, display.NO_MASK)
+    return raw(314, struct.pack("<5I", surface_id, side, side, 32, 1)) + as_bytes(fill) * 4000
 
+
+@pytest.mark.parametrize("looks", ["never", "asks", "loops"])
+async def test_a_flood_of_drawing_keeps_nobody_waiting(looks: str) -> None:
     async def act(it: HostileServer) -> None:
-        await it.display.put(raw(314, struct.pack("<5I", 0, side, side, 32, 1)), fill, MARK)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await it.display.write(fill * 4000)
+            await it.display.write(many_fills(0))
 
     async def look(remote: spiceshm.RemoteDisplay) -> None:
         while looks == "asks":
@@ -2481,8 +2483,46 @@ async def test_a_flood_of_drawing_keeps_nobody_waiting(looks: str) -> None:
                 before, now = now, time.monotonic()
                 longest = max(longest, now - before)
             nursery.cancel_scope.cancel()
-        assert remote.wire_bytes > 4 * len(fill)
+        assert remote.wire_bytes > 1 << 10
     assert longest < 0.5
+
+
+async def test_a_flood_of_drawing_before_anything_is_shown_does_not_keep_the_deadline() -> None:
+    async def act(it: HostileServer) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await it.display.write(many_fills(7))
+
+    start = time.monotonic()
+    async with hostile(act) as address:
+        with trio.move_on_after(0.3) as scope:
+            async with spiceshm.connect(address):
+                pass
+    assert scope.cancelled_caught
+    assert time.monotonic() - start < 1.5
+
+
+async def test_what_changed_in_many_parts_is_remembered_in_few() -> None:
+    """Of the last 1024 frames it is known where they changed the picture."""
+    box = types.Rect(0, 0, HEIGHT, WIDTH)
+    dots = np.array([(y, x, y + 1, x + 1) for y in range(0, 16, 2) for x in range(0, 16, 2)], "<i4")
+    brush = display.Brush(display.BRUSH_SOLID, 0x123456)
+    fill = as_bytes(display.DrawFill(0, box, dots, brush, 8, display.NO_MASK))
+
+    connected = trio.Event()
+
+    async def act(it: HostileServer) -> None:
+        await it.ordinary()
+        await connected.wait()
+        await it.display.write(fill * 400)
+
+    async with hostile(act) as address, spiceshm.connect(address) as remote:
+        connected.set()
+        with trio.fail_after(SOON):
+            while remote.wire_bytes < 400 * len(fill):
+                await trio.lowlevel.checkpoint()
+        kept = [rects for _, _, rects in remote._channel.changes._kept]
+        assert len(kept) > 1
+        assert max(map(len, kept)) <= 256
 
 
 def vm_flags(pid: int) -> list[set[str]]:

@@ -245,13 +245,15 @@ class DisplayChannel:
                 self._cold(message)
             else:
                 self._draw(message)
-            if self._shown is not None and time.perf_counter() > until:
+            if time.perf_counter() > until and not self._machine.shared:
                 return True
         return False
 
     def _note_drawn(self) -> None:
         """In ordinary SPICE whatever was drawn by what came at once counts as one frame."""
         if self._just_drawn:
+            if len(self._just_drawn) > MOST_DRAWN:
+                self._just_drawn = region.merge(self._just_drawn)
             self._ordinary_serial += 1
             self.changes.note(self._ordinary_serial, 0, np.array(self._just_drawn, "<i4"))
             self._drawn += self._just_drawn
