@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from spiceshm.client.canvas import MOST_OFF_SCREEN_PIXELS, MOST_STREAMS, Canvas, Drawn
 from spiceshm.client.frame import Copies
+from spiceshm.codecs import lz4
 from spiceshm.errors import CannotDecode, RemoteProtocolError
 from spiceshm.wire import display
 from spiceshm.wire.types import ImageType, Point, Rect
@@ -1075,3 +1076,33 @@ def test_nobody_writes_to_what_a_later_copy_is_made_of() -> None:
         assert not array.flags.writeable
         with pytest.raises(ValueError, match="WRITEABLE"):
             array.flags.writeable = True
+
+
+PLAIN = [
+    ((0, 0, 5, 7), (0, 0, 5, 7)),
+    ((HEIGHT - 5, WIDTH - 7, HEIGHT, WIDTH), (0, 0, 5, 7)),
+    ((HEIGHT - 4, 0, HEIGHT + 1, 7), (0, 0, 5, 7)),  # not all of it on the surface
+    ((-1, -2, 4, 5), (0, 0, 5, 7)),
+    ((0, 0, 4, 6), (1, 1, 5, 7)),
+    ((0, 0, 5, 7), (0, 0, 4, 6)),  # scaled
+]
+
+
+@pytest.mark.parametrize(("box", "area"), PLAIN)
+@pytest.mark.parametrize("on", [16, 80, 32, 96])
+@pytest.mark.parametrize("kind", ["raw", "alpha", "lz4", "high"])
+def test_what_is_put_quickly_is_what_is_drawn(box: Box, area: Box, on: int, kind: str) -> None:
+    """A clip to all of it makes no other picture, but is drawn as everything else is."""
+    words = noise(9, 5, 7)
+    image = bitmap(words, format=9 if kind == "alpha" else 8, flags=2 if kind == "high" else 0)
+    if kind == "lz4":
+        image = display.Image(0, 109, 0, 7, 5, display.ImageData(lz4.encode(words)))
+    quick, slow = painted(on), painted(on)
+    for canvas in (quick, slow):
+        canvas.receive(copy((0, 0, 2, 2), of_type(77, size=(2, 2)), (0, 0, 2, 2)))
+        assert canvas.surfaces[0].stale
+    put = quick.receive(copy(box, image, area))
+    drawn = slow.receive(copy(box, image, area, clip=[WHOLE]))
+    assert put == drawn
+    assert np.array_equal(quick.surfaces[0].words, slow.surfaces[0].words)
+    assert quick.surfaces[0].stale == slow.surfaces[0].stale

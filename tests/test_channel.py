@@ -329,6 +329,25 @@ def test_every_kind_of_message_counts_and_unknown_ones_do_too() -> None:
     assert sent(client) == framed(base.Ack())
 
 
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_drawings_count_however_many_one_read_brings(step: int) -> None:
+    with pair.at(State.ORDINARY) as joined:
+        client = joined.client
+        client.receive_data(framed(base.SetAck(1, 3)))
+        sent(client)
+        data = framed(pair.draw()) * 10 + framed(display.Mark()) + framed(pair.draw()) * 3
+        got = [
+            one for at in range(0, len(data), step) for one in client.receive_data(data[at:][:step])
+        ]
+        assert got == [pair.draw()] * 10 + [display.Mark()] + [pair.draw()] * 3
+        assert sent(client) == framed(base.Ack()) * 4
+        bad = dataclasses.replace(pair.draw(), surface_id=99)
+        with pytest.raises(
+            RemoteProtocolError, match=r"display\.draw_copy: surface_id: there is no 99"
+        ):
+            client.receive_data(framed(pair.draw()) + framed(bad))
+
+
 def test_the_byte_of_a_descriptor_does_not_count() -> None:
     with pair.DisplayPair() as joined:
         joined.init()

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import CannotDecode, RemoteProtocolError
 from ..region import area, bounds, merge
 from ..wire import display, types
-from ..wire.types import MAX_SIDE, ImageType, SurfaceFormat
+from ..wire.types import MAX_SIDE, BitmapFormat, ImageType, SurfaceFormat
 from . import images, raster
 from .caches import Palettes, Pixmaps
 from .images import Mask, Picture, Unread
@@ -55,6 +55,7 @@ _MOST_PARTS = 64
 _CODECS = {1: "mjpeg", 2: "vp8", 3: "h264", 4: "vp9", 5: "h265"}
 _MISSING = "was missing where this was drawn from"
 _LOSSY = (ImageType.JPEG, ImageType.JPEG_ALPHA)
+_WORDS = (BitmapFormat.XRGB, BitmapFormat.ARGB)
 _CACHED = (ImageType.FROM_CACHE, ImageType.FROM_CACHE_LOSSLESS)
 
 
@@ -239,6 +240,8 @@ class Canvas:
     def _draw(self, message: display.Drawing) -> Drawn:
         surface = self._surface(message.surface_id, message.title, "surface_id")
         self._is_blank &= message.surface_id != 0
+        if type(message) is display.DrawCopy and _is_plain(message, surface):
+            return self._put(message, surface)
         parts = _clipped(message.title, "box", message.box, message.clip, surface)
         found = self._find(message, surface)
         try:
@@ -257,6 +260,20 @@ class Canvas:
                     return self._from_image(surface, message, parts, found)
         except _Unreadable as error:
             return _spoilt(message.surface_id, surface, parts, error.unread)
+
+    def _put(self, copy: display.DrawCopy, surface: Surface) -> Drawn:
+        """What `_from_image` does with a copy that is plain, in half the time."""
+        box, image = copy.box, copy.image
+        rects = [(box.top, box.left, box.bottom, box.right)]
+        self.counts[_counted_as(image)] += 1
+        try:
+            pixels = self._decode(image, None)
+        except CannotDecode as error:
+            unread = Unread(images.name_of(image), str(error))
+            return _spoilt(copy.surface_id, surface, rects, unread)
+        surface.pixels[box.top : box.bottom, box.left : box.right] = pixels
+        surface.heal(rects)
+        return Drawn(copy.surface_id, rects, [])
 
     def _copy_bits(self, surface: Surface, copy: display.CopyBits, parts: list[Rect]) -> Drawn:
         down, right = copy.src_pos.y - copy.box.top, copy.src_pos.x - copy.box.left
@@ -569,6 +586,29 @@ def _counted_as(image: display.Image) -> str:
 def _without_image(message: display.Drawing) -> str:
     """What a message draws by that needs no image: ``fill``, ``copy_bits``, ``stroke``."""
     return message.title.removeprefix("display.").removeprefix("draw_")
+
+
+def _is_plain(copy: display.DrawCopy, surface: Surface) -> bool:
+    """Whether it puts all of an image somewhere as it is, which is what servers mostly do."""
+    box, area, image = copy.box, copy.src_area, copy.image
+    if isinstance(content := image.content, display.Bitmap):
+        plain, width, height = content.format in _WORDS, content.x, content.y
+    else:
+        plain, width, height = image.type == ImageType.LZ4, image.width, image.height
+    return (
+        plain
+        and not image.flags
+        and copy.clip is None
+        and copy.rop_descriptor == display.ROP_PUT
+        and copy.mask.bitmap is None
+        and surface.format == SurfaceFormat.XRGB
+        and area.top == area.left == 0
+        and 0 < area.bottom == height == box.bottom - box.top
+        and 0 < area.right == width == box.right - box.left
+        and min(box.top, box.left) >= 0
+        and box.bottom <= surface.height
+        and box.right <= surface.width
+    )
 
 
 def _source(message: _Scaled, surface: Surface, found: _Found) -> _Source:

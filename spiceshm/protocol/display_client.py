@@ -102,7 +102,25 @@ class ClientDisplay(DisplayEnd):
                     self.send(Ack())
                 self._check_damage(damage)
                 messages.append(damage)
+        elif self.state is State.ORDINARY and self._mini and not self._tracing:
+            while copy := self._hot_copy(view, at):
+                if self.acks.count_received():
+                    self.send(Ack())
+                messages.append(copy[0])
+                at = copy[1]
         return at
+
+    def _hot_copy(self, view: memoryview, at: int) -> tuple[DrawCopy, int] | None:
+        """The DrawCopy at ``at`` and where it ends, if it is plain and nothing is wrong with it."""
+        if len(view) - at < hot.MINI.size:
+            return None
+        number, size = hot.MINI.unpack_from(view, at)
+        start = at + hot.MINI.size
+        end = start + size
+        if number != DrawCopy.number or end > len(view) or size > self._limit:
+            return None
+        copy = hot.read_copy(view[start:end])
+        return (copy, end) if copy and copy.surface_id in self.surfaces else None
 
     def _parse_one(self, view: memoryview, at: int, messages: list[Message]) -> int:
         if self._awaited is None:
