@@ -702,9 +702,7 @@ def _clipped(title: str, field: str, box: types.Rect, clip: object, surface: Sur
     """What a box, its clip and the surface have in common."""
     if box.top >= box.bottom or box.left >= box.right:
         raise RemoteProtocolError(title, field, "is empty")
-    within = _common(
-        (box.top, box.left, box.bottom, box.right), (0, 0, surface.height, surface.width)
-    )
+    within = _common((box.top, box.left, box.bottom, box.right), _whole(surface))
     if within is None:
         return []
     if clip is None:
