@@ -14,7 +14,6 @@ import logging
 import time
 import weakref
 from collections import deque
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -22,9 +21,7 @@ import numpy as np
 import trio
 
 from .. import region
-from ..codecs import glz
 from ..errors import (
-    CannotDecode,
     Disconnected,
     FramesHeld,
     MemoryRefused,
@@ -37,10 +34,9 @@ from ..protocol import ClientDisplay, ClientLink
 from ..wire import Message, display, shm
 from ..wire.shm import ShmDamage, ShmOffer
 from ..wire.types import DisplayCap
-from . import images
-from .canvas import Canvas
 from .changes import Changes, Moment
 from .frame import Copies, Frame, Lease
+from .ordinary import Ordinary
 from .reading import HANDSHAKE_S, PIECE, Reading
 
 if TYPE_CHECKING:
@@ -48,15 +44,12 @@ if TYPE_CHECKING:
 
     from ..fds import Descriptor
     from ..transport import Address, Stream
-    from .canvas import Drawn
     from .reading import End
     from .remote import Frames
-    from .surfaces import Surface
     from .wishes import Wishes
 
 log = logging.getLogger("spiceshm.client")
 
-MOST_DRAWN = 256
 TURN_S = 0.05
 """So long what comes in ordinary SPICE is drawn before others have their turn."""
 
@@ -97,17 +90,8 @@ class DisplayChannel:
         self._reading: Reading | None = None
         self._machine = ClientDisplay()
         self._segments: dict[int, MappedSegment] = {}
-        earlier = glz.Dictionary(wishes.glz_pixels)
-        self._canvas = Canvas(
-            cache_pixels=wishes.cache_pixels, decode=partial(images.decode, earlier=earlier)
-        )
-        self._shown: Surface | None = None
-        self._unreadable: set[str] = set()
+        self._ordinary = Ordinary(address, wishes)
         self._to_do: Iterator[Message] = iter(())
-        self._new_canvas = False
-        self._drawn: list[region.Rect] = []
-        self._just_drawn: list[region.Rect] = []
-        self._ordinary_serial = 0
         self._pending: Frame | None = None
         self._given: Frame | None = None
         self._seen = -1
@@ -129,7 +113,7 @@ class DisplayChannel:
     @property
     def stale(self) -> list[region.Rect]:
         """Where the newest picture is not what the server shows."""
-        return list(self._shown.stale) if self._shown is not None else []
+        return self._ordinary.stale
 
     @property
     def wire_bytes(self) -> int:
@@ -139,7 +123,7 @@ class DisplayChannel:
     @property
     def images(self) -> dict[str, int]:
         """What ordinary SPICE has drawn by so far: see `RemoteDisplay.images`."""
-        return dict(self._canvas.counts)
+        return self._ordinary.counts
 
     @property
     def silent_s(self) -> float:
@@ -221,8 +205,9 @@ class DisplayChannel:
         if data:
             self._to_do = self._messages(data, descriptors)
         left = self._carry_out()
-        if self._shown is not None:
-            self._note_drawn()
+        if drawn := self._ordinary.take_note():
+            self.changes.note(self._ordinary.serial, 0, np.array(drawn, "<i4"))
+            self.reading.arrived()
         if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
             self.reading.program_left = trio.current_time()
         self._flush()
@@ -244,23 +229,10 @@ class DisplayChannel:
             elif not isinstance(message, display.DrawCopy | display.DrawFill):
                 self._cold(message)
             else:
-                self._draw(message)
+                self.pixel_bytes += self._ordinary.draw(message)
             if time.perf_counter() > until and not self._machine.shared:
                 return True
         return False
-
-    def _note_drawn(self) -> None:
-        """In ordinary SPICE whatever was drawn by what came at once counts as one frame."""
-        if self._just_drawn:
-            if len(self._just_drawn) > MOST_DRAWN:
-                self._just_drawn = region.merge(self._just_drawn)
-            self._ordinary_serial += 1
-            self.changes.note(self._ordinary_serial, 0, np.array(self._just_drawn, "<i4"))
-            self._drawn += self._just_drawn
-            self._just_drawn = []
-            self.reading.arrived()
-        if len(self._drawn) > MOST_DRAWN:
-            self._drawn = region.merge(self._drawn)
 
     def _cold(self, message: Message) -> None:
         if isinstance(message, ShmOffer):
@@ -269,18 +241,15 @@ class DisplayChannel:
             self._resize(message.width, message.height)
             self._stride = message.stride
             self.reason = None
-            self._shown = None
+            self._ordinary.leave()
         elif isinstance(message, display.SurfaceCreate) and message.surface_id == 0:
             self._resize(message.width, message.height)
             if self.reason is None:
                 shared = "the server shared none of its memory; its log says why"
                 self.reason = shared if self._segments else "the server made no offer"
-            self._ordinary_serial = max(self._ordinary_serial, self._machine.last_serial)
             self._segments.clear()
             self.segment_bytes = 0
-            self._canvas.receive(message)
-            self._shown = self._canvas.primary
-            self._new_canvas = True
+            self._ordinary.begin(message, self._machine.last_serial)
         elif isinstance(message, display.MonitorsConfig):
             self.heads = _inside(message.heads, self.width, self.height)
             self.told()
@@ -289,13 +258,13 @@ class DisplayChannel:
             if segment is not None:
                 self.segment_bytes -= segment.size
         else:
-            self._draw(message)
+            self.pixel_bytes += self._ordinary.draw(message)
 
     def _resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.heads = []
         self.told()
-        self._drawn, self._just_drawn = [], []
+        self._ordinary.forget()
         self.changes.anew()
         self._drop_pending()
 
@@ -342,36 +311,6 @@ class DisplayChannel:
             )
         )
 
-    def _draw(self, message: Message) -> None:
-        drawn = self._canvas.receive(message)
-        changed = drawn.rects or drawn.stale  # over there the latter look otherwise, too
-        if changed and drawn.surface_id == 0:
-            self._just_drawn += changed
-            self.pixel_bytes += region.area(drawn.rects) * 4
-        if drawn.why:
-            self._cannot_draw(message, drawn)
-
-    def _cannot_draw(self, message: Message, drawn: Drawn) -> None:
-        problem = f"{message.title}: {drawn.why}: {drawn.detail}"
-        if self.wishes.strict:
-            raise CannotDecode(problem)
-        if drawn.why not in self._unreadable:
-            self._unreadable.add(drawn.why)
-            log.warning("%s: %s; shown there is what was there before", self.address, problem)
-
-    def _show_canvas(self, canvas: Surface, *, copy: bool) -> None:
-        """Ordinary SPICE has no frames: what was drawn when somebody asks is one, on pixels that
-        do not change any more; without a ``copy``, not before others run."""
-        full, drawn = self._new_canvas, region.merge(self._drawn)
-        pixels = self._copies.of(canvas.pixels, None if full else drawn) if copy else canvas.pixels
-        rects = np.array(drawn, "<i4").reshape(-1, 4)
-        self._drawn, self._new_canvas = [], False
-        self._pending = Frame(
-            pixels, rects, serial=self._ordinary_serial, published=0, full=full, lent=False
-        )
-        if canvas.stale:
-            self._pending.stale = np.array(canvas.stale, "<i4").reshape(-1, 4)
-
     # Frames
 
     def _offer_frame(self, frame: Frame) -> None:
@@ -393,7 +332,7 @@ class DisplayChannel:
 
     @property
     def _something_new(self) -> bool:
-        return self._pending is not None or bool(self._drawn)
+        return self._pending is not None or self._ordinary.something_new
 
     @property
     def _full(self) -> bool:
@@ -456,9 +395,9 @@ class DisplayChannel:
             return self._give()
         if self._given is not None and not self._given.released:
             return self._given
-        if self._shown is None:
+        if not self._ordinary.is_shown:
             return None
-        if self._new_canvas:
+        if self._ordinary.begun:
             await self._first_of_mode()
         return self._give()
 
@@ -488,8 +427,8 @@ class DisplayChannel:
             held_since = await self._more(held_since)
 
     def _give(self, *, copy: bool = True) -> Frame:
-        if self._pending is None and self._shown is not None:
-            self._show_canvas(self._shown, copy=copy)
+        if self._pending is None and self._ordinary.is_shown:
+            self._pending = self._ordinary.frame(self._copies if copy else None)
         frame, self._pending = self._pending, None
         assert frame is not None
         if self._anew:
