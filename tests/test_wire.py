@@ -648,6 +648,21 @@ def test_quick_drawing_is_constructs(
     assert hot.copy_head(surface, rect, kind, len(pixels)) + pixels == copy.packed
 
 
+def test_a_large_message_in_words_costs_little() -> None:
+    """Whoever traces is told how many there are, of bytes too."""
+    image = Image(0, 101, 0, 8, 8, ImageData(bytes(8 << 20)))
+    rect = Rect(0, 0, 8, 8)
+    copy = DrawCopy(0, rect, None, rect, 8, 0, NO_MASK, image)
+    list_ = display.InvalList((display.Resource(1, 2),) * 60000)
+    tracemalloc.start()
+    words, listed = str(copy), str(list_)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "data=8388608" in words
+    assert "... 60000 in all" in listed
+    assert peak < 1 << 16
+
+
 # What lies behind pointers
 
 

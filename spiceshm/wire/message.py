@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_SHOWN = 4
+"""Of what is many."""
+
 _LARGE = 1 << 16
 """Bytes of a body that is not copied once more to be read."""
 
@@ -127,6 +130,10 @@ class Record:
 
     def _values(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in self._fields()}
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{key}={_short(value)}" for key, value in self._values().items())
+        return f"{type(self).__name__}({inside})"
 
     def __eq__(self, other: object) -> bool:
         # Fields may be arrays, whose own == is no answer: messages are equal if their bytes are.
@@ -307,4 +314,6 @@ def _field(path: str) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)}B"
+    if isinstance(value, tuple) and len(value) > _SHOWN:
+        return f"{_short(value[:_SHOWN])[:-1]}, ... {len(value)} in all)"
     return re.sub(r"\s+", " ", str(value))[:80]
