@@ -105,7 +105,9 @@ def run(target: str, arguments: list[str]) -> None:
     """In the process of its own: fuzz until libFuzzer ends it."""
     import atheris
 
-    with atheris.instrument_imports(include=["spiceshm", "construct"]):
+    # What numba compiles cannot have instruments in it.
+    compiled = ["spiceshm.codecs.jit", "spiceshm.codecs.quic"]
+    with atheris.instrument_imports(include=["spiceshm", "construct"], exclude=compiled):
         from tests.fuzz import targets
 
     # What is made once a process is made now, so that no input is blamed for it.
