@@ -392,6 +392,7 @@ _STOCK = (
     ("QEMU, raw over Unix; screendump", "qemu-unix", "qemu-screendump"),
     ("QEMU, LZ4 over TCP; screendump", "qemu-tcp", "qemu-screendump"),
     ("QEMU, raw over Unix; spicy-screenshot", "qemu-unix", "qemu-spicy"),
+    ("QEMU, memory of a relay; raw over Unix", "qemu-relay", "qemu-unix"),
     ("Xspice, raw; x11vnc, asyncvnc", "xspice-raw", "xspice-vnc"),
     ("Xspice, LZ4; x11vnc, asyncvnc", "xspice-lz4", "xspice-vnc"),
     ("Xspice, LZ4; mss", "xspice-lz4", "xspice-mss"),
@@ -475,6 +476,7 @@ _TILE_NOTE = (
 
 _STOCK_NOTE = (
     "QEMU (-vga std, -accel tcg) with a boot sector in place of an operating system, and Xspice. "
+    "A relay is spiceshm-server with the machine as its source, and its readers share its memory. "
     "Nothing is pinned. "
 )
 _ENCODERS_NOTE = (

@@ -10,6 +10,7 @@ picture that was read twice counts once. What is counted is always in a numpy ar
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from .contents import Painter, painter
 from .guest import Monitor, guest
 from .process import Failed, workers
 from .work import HD
-from .xservers import missing, served, xspice
+from .xservers import missing, served, uri, xspice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -47,6 +48,7 @@ Peer: TypeAlias = Literal[
     "qemu-client",
     "qemu-spicy",
     "qemu-screendump",
+    "qemu-relay",
     "xspice-raw",
     "xspice-lz4",
     "xspice-client",
@@ -54,7 +56,10 @@ Peer: TypeAlias = Literal[
     "xspice-vnc",
     "xspice-mss",
 ]
-"""The server, and who looks: unix, tcp, raw, lz4 are programs of ours, and client our command."""
+"""The server, and who looks: unix, tcp, raw, lz4 are programs of ours, and client our command.
+
+Through relay a program of ours shares memory with a spiceshm-server whose source is the machine.
+"""
 
 PEERS: tuple[Peer, ...] = get_args(Peer)
 CHANGES = ("line", "page")
@@ -90,16 +95,15 @@ def _changes(peer: Peer) -> tuple[str, ...]:
 class _Ours:
     """A program that uses this library."""
 
-    def __init__(self, address: str, compression: Any) -> None:
-        self._address = address
-        self._compression = compression
+    def __init__(self, address: str, **options: Any) -> None:
+        self._connect = functools.partial(spiceshm.connect, address, **options)
 
     async def first(self) -> Picture:
-        async with spiceshm.connect(self._address, compression=self._compression) as display:
+        async with self._connect() as display:
             return (await display.latest()).pixels
 
     async def all(self) -> AsyncGenerator[Picture, None]:
-        async with spiceshm.connect(self._address, compression=self._compression) as display:
+        async with self._connect() as display:
             async for frame in display.frames():
                 yield frame.pixels
 
@@ -200,17 +204,19 @@ def _ppm(file: str) -> Picture:
 
 def _reader(peer: Peer, place: str, directory: str) -> Any:
     who = peer.partition("-")[2]
-    uri = place.replace("unix:", "spice+unix://").replace("tcp:", "spice://")
     match who:
         case "unix" | "raw":
-            return _Ours(place, "off")
+            return _Ours(place, compression="off")
         case "tcp" | "lz4":
-            return _Ours(place, "lz4")
+            return _Ours(place, compression="lz4")
+        case "relay":
+            return _Ours(place, shm="require")
         case "client":
             ours = (sys.executable, "-m", "spiceshm.cli.client", place, "--screenshot")
             return _Polled(_command(directory, *ours))
         case "spicy":
-            return _Polled(_command(directory, "spicy-screenshot", f"--uri={uri}", "--out-file"))
+            words = ("spicy-screenshot", f"--uri={uri(place)}", "--out-file")
+            return _Polled(_command(directory, *words))
         case "screendump":
             return _Screendump(place, directory)
         case "vnc":
@@ -309,8 +315,12 @@ def draw(link: Connection, display: str) -> None:
 @contextmanager
 def _qemu(peer: Peer) -> Iterator[tuple[str, Callable[[Any], None]]]:
     through: Any = "tcp" if peer.endswith("tcp") else "unix"
-    with guest(through) as (machine, address):
-        place = str(machine.qmp) if peer.endswith("screendump") else address
+    with ExitStack() as stack:
+        machine, place = stack.enter_context(guest(through))
+        if peer.endswith("screendump"):
+            place = str(machine.qmp)
+        elif peer.endswith("relay"):
+            place, _ = stack.enter_context(served("relay", place))
         yield place, machine.do
 
 

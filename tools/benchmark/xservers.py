@@ -155,10 +155,11 @@ def _x_server(*words: str) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def served(
-    server: Literal["spiceshm", "vnc"] | None, display: str, *options: str
+    server: Literal["spiceshm", "relay", "vnc"] | None, display: str, *options: str
 ) -> Iterator[tuple[str, list[int]]]:
     """What is between X server and reader, if anything is: what the reader is told, and the pids.
 
+    Of a relay ``display`` is the address of a SPICE server instead.
     ``options`` are that server's; our own listens at a Unix socket if they do not say where.
     """
     with ExitStack() as stack:
@@ -173,13 +174,18 @@ def served(
             yield str(port), [process.pid]
         else:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="spiceshm-bench-"))
-            command = [sys.executable, "-m", "spiceshm.cli.server", "--json", "--source", "x11"]
-            command += ["--display", display, *options]
+            command = [sys.executable, "-m", "spiceshm.cli.server", "--json", *options, "--source"]
+            command += ["x11", "--display", display] if server == "spiceshm" else [uri(display)]
             if "--listen" not in options:
                 command += ["--listen", f"unix:{directory}/s"]
             process = stack.enter_context(program(command))
             said = json.loads(_await_line("spiceshm-server", process, "{"))
             yield said["listening"][0]["address"], [process.pid]
+
+
+def uri(address: str) -> str:
+    """An address of ours as stock clients take it."""
+    return address.replace("unix:", "spice+unix://").replace("tcp:", "spice://")
 
 
 def _await_line(name: str, process: subprocess.Popen[str], start: str) -> str:
