@@ -2254,7 +2254,12 @@ async def test_an_offer_whose_descriptor_never_comes_is_given_up_after_10_s(
 
 
 NONSENSE: dict[str, tuple[bytes, type[Exception], str]] = {
-    "nothing": (b"", spiceshm.Disconnected, "the other end closed the connection"),
+    "nothing": (
+        b"",
+        spiceshm.Disconnected,
+        "the other end closed the connection before it said anything; a port for TLS, which is not "
+        "spoken here, is like that",
+    ),
     "VNC": (
         b"RFB 003.008\n    ",
         spiceshm.RemoteProtocolError,
@@ -2293,7 +2298,8 @@ NONSENSE: dict[str, tuple[bytes, type[Exception], str]] = {
     "a refusal": (
         link_header(size=178) + struct.pack("<I162sIII", 5, bytes(162), 0, 0, 178),
         spiceshm.LinkRefused,
-        r"the server refused the connection: need secured \(5\)",
+        r"the server refused the connection: need secured \(5\); it wants TLS, "
+        "which is not spoken here",
     ),
     "a refusal of no known kind": (
         link_header(size=178) + struct.pack("<I162sIII", 99, bytes(162), 0, 0, 178),

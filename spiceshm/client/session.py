@@ -356,8 +356,14 @@ class Session:
             )
             try:
                 await _link(stream, link)
-            except BaseException:
+            except BaseException as error:
                 stream.close()
+                silent = channel is ChannelType.MAIN and not stream.bytes_received
+                if silent and isinstance(error, Disconnected):
+                    raise Disconnected(
+                        f"{error} before it said anything; a port for TLS, which is not spoken "
+                        "here, is like that"
+                    ) from None
                 raise
         return stream, link
 

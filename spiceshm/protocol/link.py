@@ -298,6 +298,13 @@ class ClientLink(_Link):
             raise RemoteProtocolError("link_reply", "pub_key", str(error)[:100]) from None
 
 
+_HINTS: dict[int, str] = {
+    # Of all of them this is what spiceshm-server has for being full, and it says no more by itself.
+    LinkError.ERROR: "; it may have no room for another client",
+    LinkError.NEED_SECURED: "; it wants TLS, which is not spoken here",
+}
+
+
 def _check(code: int, *, ticket: bool) -> None:
     """Raise LinkRefused for a code that is not OK, in words that help."""
     if code == LinkError.OK:
@@ -308,6 +315,6 @@ def _check(code: int, *, ticket: bool) -> None:
             "permission denied: wrong or missing password (--password-file, SPICESHM_PASSWORD)",
         )
     name = LinkError(code).name.lower().replace("_", " ") if code < len(LinkError) else "unknown"
-    # Of all of them this is what spiceshm-server has for being full, and it says no more by itself.
-    hint = "; it may have no room for another client" if code == LinkError.ERROR else ""
-    raise LinkRefused(code, f"the server refused the connection: {name} ({code}){hint}")
+    raise LinkRefused(
+        code, f"the server refused the connection: {name} ({code}){_HINTS.get(code, '')}"
+    )
