@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import trio
 
 from tests.programs import DEADLINE, Program, short_directory, until
@@ -340,6 +341,11 @@ async def shows(
         def right(frame: spiceshm.Frame) -> bool:
             return frame.rgb().shape == truth.shape and like(frame.rgb(), truth)
 
-        frame = await seen(remote, right)
+        try:
+            frame = await seen(remote, right)
+        except trio.TooSlowError:
+            shown = await remote.screenshot()
+            differ = (shown != truth).any(axis=2).sum() if shown.shape == truth.shape else "all"
+            pytest.fail(f"{shown.shape} is shown of {truth.shape}; {differ} pixels differ")
         assert len(frame.stale) == 0
         return frame.rgb()
