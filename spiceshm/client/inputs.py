@@ -54,7 +54,7 @@ PIECE = 64
 MOST_PRESSED = 4
 """Keys and buttons that go down or up at once, where nobody tells that the machine took them."""
 
-PAUSE_S = 0.01
+PAUSE_S = 0.02
 """What a machine is left to take a key, where nobody tells that it has: faster than any typist."""
 
 LOCKS_S = 0.25
