@@ -28,9 +28,11 @@ divided by what was measured beside it in the same round: a C program that does 
 ways for the pixels, other programs."""
 EXAMPLES = """\
 examples:
-  tools/bench                                     everything, five rounds: about twenty minutes
+  tools/bench                                     everything, five rounds: about half an hour
   tools/bench --quick                             the most important cases: below a minute
   tools/bench --only latency --only 'window-8*'   some tables (--list) or cases, by name
+  tools/bench --only 'machine-*' --only 'decoders*' --rounds 3 --seconds 0.3
+                                                  QEMU and Xspice: three minutes
   tools/bench --json now.json --plot now.png      keep the result, and a picture of it
   tools/bench --load now.json --markdown          show a kept result again
 
