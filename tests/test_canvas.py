@@ -998,7 +998,7 @@ THE_MOST = {
 
 @pytest.mark.parametrize("what", THE_MOST)
 def test_the_most_that_one_message_draws(what: str) -> None:
-    """A second, on the largest surface that there may be, which is four times as large as this."""
+    """It does not take long, also on the largest surface, which is four times as large as this."""
     canvas = Canvas()
     canvas.receive(display.SurfaceCreate(0, 3840, 2160, 32, 1))
     canvas.surfaces[0].words[:] = np.arange(3840, dtype=np.uint32)
@@ -1008,7 +1008,7 @@ def test_the_most_that_one_message_draws(what: str) -> None:
     took = time.process_time() - start
     assert drawn.rects
     assert not drawn.why
-    assert took < (0.8 if message.clip is not None else 0.3)
+    assert took < (1.0 if message.clip is not None else 0.6)
 
 
 # memory of the frames

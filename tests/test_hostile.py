@@ -2490,7 +2490,7 @@ async def test_a_flood_of_drawing_keeps_nobody_waiting(looks: str) -> None:
                 longest = max(longest, now - before)
             nursery.cancel_scope.cancel()
         assert remote.wire_bytes > 1 << 10
-    assert longest < 0.5
+    assert longest < 1
 
 
 async def test_a_flood_of_drawing_before_anything_is_shown_does_not_keep_the_deadline() -> None:
@@ -2504,7 +2504,7 @@ async def test_a_flood_of_drawing_before_anything_is_shown_does_not_keep_the_dea
             async with spiceshm.connect(address):
                 pass
     assert scope.cancelled_caught
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 3
 
 
 async def test_what_changed_in_many_parts_is_remembered_in_few() -> None:
