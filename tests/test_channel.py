@@ -827,7 +827,10 @@ def test_a_large_message_in_the_smallest_pieces() -> None:
     reader = Channel("main", Sender.CLIENT)
     data = framed(base.Ping(1, 2, bytes(600000)))
     start = time.process_time()
-    messages = [message for byte in data for message in reader.receive_data(bytes([byte]))]
+    assert reader.missing == 0
+    assert reader.receive_data(data[:9]) == []
+    assert reader.missing == len(data) - 9
+    messages = [message for byte in data[9:] for message in reader.receive_data(bytes([byte]))]
     assert messages == [base.Ping(1, 2, bytes(600000))]
     assert time.process_time() - start < 8
 

@@ -9,6 +9,7 @@ were mutated, with random messages in random order, and with everything that cov
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import time
@@ -19,20 +20,22 @@ from random import Random
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import lz4.block
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from spiceshm.codecs import glz, jit, lz, tokens
 from spiceshm.errors import RemoteProtocolError
-from spiceshm.wire import MESSAGES, Sender, display, shm
+from spiceshm.wire import MESSAGES, Message, Sender, display, shm, types
 from tests import pair
 from tests.fuzz import streams, targets
 from tests.fuzz.targets import FINDS, TARGETS, Input
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SCALE = float(os.environ.get("SPICESHM_FUZZ_SCALE", "1"))
 SECONDS = 1.0
@@ -263,7 +266,7 @@ def test_recorded_drawing_that_was_changed() -> None:
 
     A long run of it is SPICESHM_FUZZ_SCALE=100; each has other seeds than those before it.
     """
-    many = int(400 * SCALE)
+    many = int(300 * SCALE)
     outcomes: Counter[str] = Counter()
     for seed in range(int(many * (SCALE - 1) / 2), int(many * (SCALE - 1) / 2) + many):
         try:
@@ -286,6 +289,67 @@ def test_the_largest_body_of_every_kind(channel: str, sender: Sender, number: in
     size = 1 << 16
     for body in (bytes(size), b"\xff" * size, b"\1\0\0\0" * (size // 4)):
         hold("bodies", Input(at, 0, 0, body).encode())
+
+
+LARGE = 2048
+"""Pixels each way of the largest image for a surface of a few: see client/canvas.py."""
+
+
+def large_image(format_: int, stride: int, flags: int = 0, height: int = LARGE) -> display.Image:
+    raw = display.Bitmap(format_, 0, LARGE, height, stride, bytes(stride * height))
+    return display.Image(1, 0, flags, LARGE, height, raw)
+
+
+def large_copy(image: display.Image) -> Message:
+    one, all_ = types.Rect(0, 0, 1, 1), types.Rect(0, 0, LARGE, LARGE)
+    return display.DrawCopy(0, one, None, all_, 8, 0, display.NO_MASK, image)
+
+
+def large_rop3() -> Message:
+    one, area = types.Rect(0, 0, 1, 1), types.Rect(0, 0, LARGE // 3, LARGE)
+    image, origin = large_image(8, 4 * LARGE, height=LARGE // 3), types.Point(0, 0)
+    mask = display.QMask(1, origin, large_image(1, LARGE // 8))
+    brush = display.Brush(2, None, display.Pattern(image, origin))
+    return display.DrawRop3(0, one, None, area, brush, 0x69, 0, mask, image)
+
+
+def large_lz4() -> Message:
+    block = lz4.block.compress(np.random.default_rng(1).bytes(LARGE * LARGE), store_size=False)
+    blocks = b"\1\x09" + 4 * (struct.pack(">I", len(block)) + block)
+    packed = display.ImageData(blocks)
+    return large_copy(display.Image(1, types.ImageType.LZ4, 0, LARGE, LARGE, packed))
+
+
+def large_jpeg() -> Message:
+    out = io.BytesIO()
+    Image.effect_noise((LARGE, LARGE), 100).convert("RGB").save(out, "JPEG")
+    packed = display.ImageData(out.getvalue())
+    return large_copy(display.Image(1, types.ImageType.JPEG, 0, LARGE, LARGE, packed))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(lambda: large_copy(large_image(8, 4 * LARGE, 2)), id="upside down"),
+        pytest.param(lambda: large_copy(large_image(7, 3 * LARGE)), id="24 bits"),
+        pytest.param(lambda: large_copy(large_image(6, 4 * LARGE)), id="16 bits and a gap"),
+        pytest.param(large_rop3, id="three at once"),
+        pytest.param(large_lz4, id="lz4"),
+        pytest.param(large_jpeg, id="jpeg"),
+    ],
+)
+def test_the_largest_images(message: Callable[[], Message]) -> None:
+    """All that they take from the first byte on."""
+    data = pair.framed(message())
+    painter = targets.Painter()
+    painter.hear(pair.framed(pair.create()))
+    start = time.process_time()
+    with little_memory(painter):
+        for at in range(0, len(data), 1 << 18):
+            painter.hear(data[at : at + (1 << 18)])
+    assert time.process_time() - start < SECONDS
+    assert painter.canvas.counts
+    assert not painter.canvas.surfaces[0].stale
 
 
 def test_a_read_full_of_the_smallest_messages() -> None:

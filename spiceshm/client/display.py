@@ -218,8 +218,13 @@ class DisplayChannel:
     ) -> Iterator[Message]:
         if self._machine.shared or descriptors:  # nothing there takes long
             return iter(self._machine.receive_data(data, descriptors))
-        pieces = (data[at : at + PIECE] for at in range(0, len(data), PIECE))
-        return chain.from_iterable(map(self._machine.receive_data, pieces))
+        return chain.from_iterable(map(self._machine.receive_data, self._pieces(data)))
+
+    def _pieces(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
+        at, end = 0, max(PIECE, self._machine.missing)  # a large image's are not many messages
+        while at < len(data):
+            yield data[at:end]
+            at, end = end, end + PIECE
 
     def _carry_out(self) -> bool:
         until = time.perf_counter() + TURN_S

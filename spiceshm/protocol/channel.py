@@ -164,6 +164,11 @@ class Channel:
         head = self._read_header(memoryview(self._partial), 0)
         return head[1] + head[2] if head else 0
 
+    @property
+    def missing(self) -> int:
+        """How many bytes there are still to come of a message that has begun; 0 if unknown."""
+        return max(0, self._wanted() - len(self._partial))
+
     def _name_of(self, number: int) -> str:
         kind = self._kinds.get(number)
         return kind.title if kind else f"{self.channel} message {number}"
