@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spiceshm.codecs import glz, jit, lz, tokens
+from spiceshm.codecs import glz, jit, lz, quic, tokens
 from spiceshm.errors import RemoteProtocolError
 from spiceshm.wire import MESSAGES, Message, Sender, display, shm, types
 from tests import pair
@@ -68,6 +68,9 @@ def hold(target: str, raw: bytes) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     """What is made once a process, made before anything is counted."""
+    if jit.AVAILABLE:
+        jit.prepare()
+        quic.prepare()
     for target in TARGETS:
         for situation in range(256):
             targets.run(target, bytes([situation]))
