@@ -560,14 +560,14 @@ def test_small_images_fill_it_too(loops: str) -> None:
 
 
 def test_an_image_in_place_of_one_of_the_same_number(loops: str) -> None:
-    dictionary = glz.Dictionary(100)
+    dictionary = glz.Dictionary(128)
     for colour in (b"abc", b"xyz") * 3:
         glz.decode(glz_plain(7, 0, colour), 100, 1, dictionary)
     assert glz.decode(glz_copy(8, 1), 100, 1, dictionary)[0, 5].tolist()[:3] == list(b"xyz")
 
 
 def test_an_image_that_is_an_error_leaves_no_trace(loops: str) -> None:
-    dictionary = glz.Dictionary(100)
+    dictionary = glz.Dictionary(128)
     glz.decode(glz_plain(7, 0), 100, 1, dictionary)
     for bad in (glz_plain(8, 0)[:-1], glz_plain(8, 0) + b"\0", glz_copy(8, 3)):
         with pytest.raises(CannotDecode):
