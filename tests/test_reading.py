@@ -21,6 +21,9 @@ from spiceshm.client import display as client_display
 from spiceshm.client import reading as client_reading
 from spiceshm.client.display import DisplayChannel
 from spiceshm.transport import Stream
+from spiceshm.wire import display
+from spiceshm.wire.types import ChannelType, Rect
+from tests import stockserver
 from tests.test_library import HEIGHT, WIDTH, both_ends, next_frame, picture, rgb, until
 
 if TYPE_CHECKING:
@@ -253,3 +256,26 @@ async def test_a_loop_that_computes_lets_others_run(address: str) -> None:
                 assert seen < 100
                 time.sleep(0.015)  # noqa: ASYNC251
         assert seen > 3
+
+
+async def test_what_a_read_has_left_to_do_is_not_read_over(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program reads in the very turn in which the background is told that there is something,
+    and more comes before that has its turn."""
+    monkeypatch.setattr(client_display, "TURN_S", 0.0)
+    brush = display.Brush(display.BRUSH_SOLID, 0x123456)
+    dot = display.DrawFill(0, Rect(0, 0, 1, 1), None, brush, display.ROP_PUT, display.NO_MASK)
+    sent = 0
+    async with stockserver.serving(address) as server, spiceshm.connect(address) as remote:
+        end = await server.channel(ChannelType.DISPLAY)
+        for _ in range(30):
+            end.put(*[dot] * 8)
+            await trio.lowlevel.checkpoint()
+            await remote.latest()
+            end.put(*[dot] * 8)
+            sent += 16
+            with trio.fail_after(10):
+                while remote.images.get("fill", 0) < sent:
+                    await remote.latest()
+        assert remote.images["fill"] == sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ DEADLINE = 20.0
 
 
 class Display(str):
-    """The name of a display, as ``:5``, with the ``process`` that serves it."""
+    """The name of a display, as ``:5``, with the ``process`` that serves it; of Xspice its port."""
 
     process: subprocess.Popen[bytes]
+    port: int
 
 
 @contextmanager
@@ -77,6 +79,74 @@ def xorg(folder: Path) -> Iterator[Display]:
     files = ["-config", str(folder / "xorg.conf"), "-logfile", str(folder / "xorg.log")]
     package = "xserver-xorg-core and xserver-xorg-video-dummy"
     with running("Xorg", package, "-noreset", "-sharevts", "-novtswitch", *files) as display:
+        yield display
+
+
+XSPICE = """
+Section "ServerFlags"
+    Option "AutoAddDevices" "false"
+EndSection
+Section "Device"
+    Identifier "device"
+    Driver "spiceqxl"
+    # Without sizes it ends at once, whatever its manual says about what they are then.
+    Option "SurfaceBufferSize" "64"
+    Option "CommandBufferSize" "64"
+    Option "FrameBufferSize" "32"
+    Option "NumHeads" "1"
+    Option "SpiceAddr" "127.0.0.1"
+    Option "SpiceDisableTicketing" "true"
+    {options}
+EndSection
+Section "Monitor"
+    Identifier "monitor"
+EndSection
+Section "Screen"
+    Identifier "screen"
+    Device "device"
+    Monitor "monitor"
+    DefaultDepth 24
+    SubSection "Display"
+        Depth 24
+        Modes "{size}"
+    EndSubSection
+EndSection
+Section "InputDevice"
+    Identifier "pointer"
+    Driver "xspice pointer"
+EndSection
+Section "InputDevice"
+    Identifier "keyboard"
+    Driver "xspice keyboard"
+EndSection
+Section "ServerLayout"
+    Identifier "layout"
+    Screen "screen"
+    InputDevice "pointer"
+    InputDevice "keyboard"
+EndSection
+"""
+
+
+@contextmanager
+def xspice(
+    folder: Path, *arguments: str, size: str = "640x480", **options: str
+) -> Iterator[Display]:
+    """Xspice, an X server that is a SPICE server, at the loopback port ``Display.port``.
+
+    ``arguments`` go to the X server, ``options`` to its driver; ``size`` is one that VESA has.
+    ``folder`` is for its configuration and its log. Skips the test for users who may not start it.
+    """
+    if os.getuid() != 0:
+        pytest.skip("only root may start Xorg")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+    words = {"SpicePort": str(port), "SpiceStreamingVideo": "off", **options}
+    lines = "\n".join(f'Option "{name}" "{word}"' for name, word in words.items())
+    (folder / "xorg.conf").write_text(XSPICE.format(options=lines, size=size))
+    files = ["-config", str(folder / "xorg.conf"), "-logfile", str(folder / "xorg.log")]
+    with running("Xorg", "xserver-xspice", "-noreset", *files, *arguments) as display:
+        display.port = port
         yield display
 
 

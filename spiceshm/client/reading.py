@@ -86,6 +86,11 @@ class Reading:
         if self._more_to_do:
             self._receiving.cancel()
 
+    def _receive_now(self) -> tuple[memoryview, list[Descriptor]] | None:
+        """What lies in the socket, but nothing before all of the last read is done, in whose place
+        it would come."""
+        return None if self._more_to_do else self._stream.receive_now()
+
     def arrived(self) -> None:
         """Wake whoever waits: something came."""
         self._arrived.set()
@@ -141,10 +146,10 @@ class Reading:
         """
         if self.program_reads or self.failure is not None:
             return
-        if self._stream.pending or self._more_to_do:
+        if self._stream.pending:
             return
         try:
-            received = self._stream.receive_now()
+            received = self._receive_now()
             if received is not None:
                 self._take(*received)
         except ENDS as error:
@@ -178,8 +183,9 @@ class Reading:
                 self._take(*await self._in_time())
             else:
                 with trio.CancelScope() as self._receiving:
-                    received = await stream.receive()
-                if self._receiving.cancelled_caught:  # the program has read, and there is much
+                    await stream.readable()
+                received = self._receive_now()
+                if received is None:  # the program has read meanwhile
                     continue
                 self._take(*received)
                 if not self.waiting and self._may_be_left_to_program:

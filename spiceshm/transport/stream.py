@@ -110,15 +110,22 @@ class Stream:
         a read at a byte that carries descriptors.
         """
         while True:
-            if self._socket.fileno() < 0:
-                raise Disconnected("the connection was closed here")
-            try:
-                await trio.lowlevel.wait_readable(self._socket)
-            except (OSError, trio.ClosedResourceError) as error:
-                raise _lost(error) from None
+            await self.readable()
             received = self.receive_now(most)
             if received is not None:
                 return received
+
+    async def readable(self) -> None:
+        """Wait until `receive_now` finds something, if nobody else has taken it before.
+
+        Raises Disconnected if the connection is closed here.
+        """
+        if self._socket.fileno() < 0:
+            raise Disconnected("the connection was closed here")
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise _lost(error) from None
 
     def receive_now(self, most: int = READ_SIZE) -> tuple[memoryview, list[Descriptor]] | None:
         """`receive` what is there already; None if nothing is."""

@@ -30,59 +30,12 @@ from PIL import Image
 from tests.interop.viewers import Viewer, opened
 from tests.programs import DEADLINE, until
 from tests.xvfb import environment as on_screen
-from tests.xvfb import running as x_server
+from tests.xvfb import xspice as xspice_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 HERE = Path(__file__).parent
-
-XSPICE = """
-Section "Device"
-    Identifier "Device"
-    Driver "spiceqxl"
-    Option "SpicePort" "{port}"
-    Option "SpiceAddr" "127.0.0.1"
-    Option "SpiceDisableTicketing" "True"
-    Option "SpiceStreamingVideo" "{streaming}"
-    Option "EnableImageCache" "{cache}"
-    Option "EnableFallbackCache" "{cache}"
-    Option "NumHeads" "1"
-    Option "SurfaceBufferSize" "64"
-    Option "CommandBufferSize" "64"
-    Option "FrameBufferSize" "32"
-EndSection
-Section "Monitor"
-    Identifier "Monitor"
-EndSection
-Section "Screen"
-    Identifier "Screen"
-    Device "Device"
-    Monitor "Monitor"
-    DefaultDepth 24
-    SubSection "Display"
-        Depth 24
-        Modes "640x480"
-    EndSubSection
-EndSection
-Section "InputDevice"
-    Identifier "Pointer"
-    Driver "xspice pointer"
-EndSection
-Section "InputDevice"
-    Identifier "Keyboard"
-    Driver "xspice keyboard"
-EndSection
-Section "ServerLayout"
-    Identifier "Layout"
-    Screen "Screen"
-    InputDevice "Keyboard"
-    InputDevice "Pointer"
-EndSection
-Section "ServerFlags"
-    Option "AutoAddDevices" "False"
-EndSection
-"""
 
 
 def free_port() -> int:
@@ -277,16 +230,13 @@ async def xspice(
     exact: bool = True,
 ) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
-        port = free_port()
-        with open(f"{place}/xorg.conf", "w") as file:
-            file.write(XSPICE.format(port=port, streaming=streaming, cache=cache))
-        words = ["-config", f"{place}/xorg.conf", "-logfile", f"{place}/log", "-noreset"]
+        caches = dict.fromkeys(("EnableImageCache", "EnableFallbackCache"), str(cache))
         options = (f"--spice-preferred-compression={spicy}",)
         with (
-            x_server("Xorg", "xserver-xspice", *words) as screen,
+            xspice_server(Path(place), SpiceStreamingVideo=streaming, **caches) as screen,
             contextlib.ExitStack() as until_then,  # what is on it goes when spicy has gone
         ):
-            async with visit(name, f"tcp:127.0.0.1:{port}", *options) as viewer:
+            async with visit(name, f"tcp:127.0.0.1:{screen.port}", *options) as viewer:
                 await trio.sleep(1)
                 xterm = ["xterm", "-geometry", "50x24+10+10", "-e", "sh", "-c", TYPING]
                 process = until_then.enter_context(subprocess.Popen(xterm, env=on_screen(screen)))
