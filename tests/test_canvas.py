@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spiceshm.client.canvas import MOST_OFF_SCREEN_PIXELS, MOST_STREAMS, Canvas, Drawn
+from spiceshm.client.canvas import MOST_OFF_SCREEN_PIXELS, Canvas, Drawn
 from spiceshm.client.frame import Copies
+from spiceshm.client.streams import MOST_STREAMS
 from spiceshm.codecs import lz4
 from spiceshm.errors import CannotDecode, RemoteProtocolError
 from spiceshm.wire import display

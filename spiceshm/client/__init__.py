@@ -2,10 +2,11 @@
 
 `remote` is what a program sees. `session` opens the channels, `display` receives and hands out
 frames, `frame` is what it hands out, `wishes` what it asks for. `ordinary` makes frames where
-memory is not shared; `canvas` is where that is drawn, on `surfaces`, with `images` and `caches` of
-them; `raster` has the arithmetic. `channels` are those that are opened when first used: `inputs`
-for keys and pointer, which `keyboard` makes of text and names by `layouts` and `xkb`, and `cursor`
-for what the pointer looks like.
+memory is not shared; `canvas` is where that is drawn, on `surfaces`, with `pictures`, which
+`images` says how to decode and `caches` keep, and `streams`; `parts` has the geometry and `raster`
+the arithmetic. `channels` are those that are opened when first used: `inputs` for keys and
+pointer, which `keyboard` makes of text and names by `layouts` and `xkb`, and `cursor` for what the
+pointer looks like.
 """
 
 from .cursor import Cursor

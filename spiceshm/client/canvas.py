@@ -10,26 +10,24 @@ goes on.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..errors import CannotDecode, RemoteProtocolError
-from ..region import area, bounds, merge
-from ..wire import display, types
-from ..wire.types import MAX_SIDE, BitmapFormat, ImageType, SurfaceFormat
+from ..region import bounds, merge
+from ..wire import display
+from ..wire.types import BitmapFormat, ImageType, SurfaceFormat
 from . import images, raster
-from .caches import Palettes, Pixmaps
 from .images import Mask, Picture, Unread
+from .parts import Region, bands, clipped, common, moved, overlap, slices, whole
+from .pictures import Pictures, counted_as
+from .streams import Streams
 from .surfaces import Surface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from ..region import Rect
     from ..wire import Message
@@ -37,26 +35,15 @@ if TYPE_CHECKING:
 
     Paint: TypeAlias = Callable[[Rect], Words | np.uint32]
 
-MOST_IMAGE_PIXELS = 1 << 22
-"""Of an image, unless the surface that it is drawn on has more."""
-
 MOST_PIXELS = 1 << 25
 """Of a surface: there are screens of 7680x4320. What draws on all of one takes a moment."""
 
 MOST_OFF_SCREEN_PIXELS = 1 << 26
 """Of all surfaces but the primary."""
 
-MOST_STREAMS = 64
-MOST_STREAM_CLIPS = 1 << 12
-"""Rectangles of a stream, which are kept: of what is drawn at once there may be more."""
-
-_BAND = 1 << 17
 _MOST_PARTS = 64
-_CODECS = {1: "mjpeg", 2: "vp8", 3: "h264", 4: "vp9", 5: "h265"}
 _MISSING = "was missing where this was drawn from"
-_LOSSY = (ImageType.JPEG, ImageType.JPEG_ALPHA)
 _WORDS = (BitmapFormat.XRGB, BitmapFormat.ARGB)
-_CACHED = (ImageType.FROM_CACHE, ImageType.FROM_CACHE_LOSSLESS)
 
 
 class Drawn(NamedTuple):
@@ -105,36 +92,6 @@ class _Found(NamedTuple):
     mask: Mask | Unread | None
 
 
-class _Region(NamedTuple):
-    """Where a message draws: in ``parts``, there where ``bits`` are set, of which the first is for
-    ``corner`` (y, x)."""
-
-    parts: list[Rect]
-    bits: NDArray[np.bool_] | None = None
-    corner: tuple[int, int] = (0, 0)
-
-    def within(self, part: Rect) -> NDArray[np.bool_] | None:
-        if self.bits is None:
-            return None
-        (y, x), (top, left, bottom, right) = self.corner, part
-        return self.bits[top - y : bottom - y, left - x : right - x]
-
-
-class _Stream:
-    """A video that is shown on a part of a surface."""
-
-    def __init__(self, create: display.StreamCreate) -> None:
-        self.create = dataclasses.replace(create, clip=None)
-        self.set_clip(create)
-
-    def set_clip(self, message: display.StreamCreate | display.StreamClip) -> None:
-        clip = message.clip
-        if clip is not None and len(np.asarray(clip)) > MOST_STREAM_CLIPS:
-            many = f"more than {MOST_STREAM_CLIPS} rectangles"
-            raise RemoteProtocolError(message.title, "clip", many)
-        self.clip = clip
-
-
 _Scaled: TypeAlias = (
     display.DrawCopy
     | display.DrawBlend
@@ -160,10 +117,8 @@ class Canvas:
         self.counts: Counter[str] = Counter()
         """What was drawn by, so many of each kind: see `spiceshm.RemoteDisplay.images`."""
         self._is_blank = False  # the primary, since it was created
-        self._streams: dict[int, _Stream] = {}
-        self._pixmaps = Pixmaps(cache_pixels)
-        self._palettes = Palettes()
-        self._decode = decode
+        self._streams = Streams()
+        self._pictures = Pictures(cache_pixels, decode)
 
     @property
     def primary(self) -> Surface | None:
@@ -182,24 +137,20 @@ class Canvas:
                 self._create(message)
             case display.SurfaceDestroy():
                 self.surfaces.pop(message.surface_id, None)
-                self._end_streams(message.surface_id)
+                self._streams.end(message.surface_id)
             case display.Reset():
+                self._pictures.forget(message)
                 return self._reset()
             case display.Mark():
                 return self._show_blank()
-            case display.InvalList():
-                for resource in message.resources:
-                    self._pixmaps.drop(resource.id)
-            case display.InvalAllPixmaps():
-                self._pixmaps.clear()
-            case display.InvalPalette():
-                self._palettes.drop(message.id)
-            case display.InvalAllPalettes():
-                self._palettes.clear()
             case display.StreamData() | display.StreamDataSized():
                 return self._show_stream(message)
+            case display.StreamCreate():
+                self._surface(message.surface_id, message.title, "surface_id")
+                self._streams.note(message)
             case _:
-                self._note_stream(message)
+                self._pictures.forget(message)
+                self._streams.note(message)
         return NOTHING
 
     # Surfaces
@@ -217,18 +168,17 @@ class Canvas:
         self._is_blank |= create.surface_id == 0
 
     def _reset(self) -> Drawn:
-        self._palettes.clear()
         if self.primary is None:
             return NOTHING
         self.primary.words[:] = 0
         self.primary.stale = []
-        return Drawn(0, [_whole(self.primary)], [])
+        return Drawn(0, [whole(self.primary)], [])
 
     def _show_blank(self) -> Drawn:
         """A primary on which nothing was drawn is shown as it is: of a machine whose new mode is
         black nothing more may come."""
         blank, self._is_blank = self._is_blank, False
-        return Drawn(0, [_whole(self.primary)], []) if blank and self.primary else NOTHING
+        return Drawn(0, [whole(self.primary)], []) if blank and self.primary else NOTHING
 
     def _surface(self, number: int, title: str, field: str) -> Surface:
         if number not in self.surfaces:
@@ -242,7 +192,7 @@ class Canvas:
         self._is_blank &= message.surface_id != 0
         if type(message) is display.DrawCopy and _is_plain(message, surface):
             return self._put(message, surface)
-        parts = _clipped(message.title, "box", message.box, message.clip, surface)
+        parts = clipped(message.title, "box", message.box, message.clip, surface)
         found = self._find(message, surface)
         try:
             if not surface.has_colours:
@@ -265,9 +215,9 @@ class Canvas:
         """What `_from_image` does with a copy that is plain, in half the time."""
         box, image = copy.box, copy.image
         rects = [(box.top, box.left, box.bottom, box.right)]
-        self.counts[_counted_as(image)] += 1
+        self.counts[counted_as(image)] += 1
         try:
-            pixels = self._decode(image, None)
+            pixels = self._pictures.decode(image, None)
         except CannotDecode as error:
             unread = Unread(images.name_of(image), str(error))
             return _spoilt(copy.surface_id, surface, rects, unread)
@@ -278,15 +228,15 @@ class Canvas:
     def _copy_bits(self, surface: Surface, copy: display.CopyBits, parts: list[Rect]) -> Drawn:
         down, right = copy.src_pos.y - copy.box.top, copy.src_pos.x - copy.box.left
         there = (-down, -right, surface.height - down, surface.width - right)
-        parts = [cut for part in parts if (cut := _common(part, there))]
+        parts = [cut for part in parts if (cut := common(part, there))]
         if not parts or not (down or right):
             return NOTHING
         top, left, bottom, end = bounds(parts)
         source = (top + down, left + right, bottom + down, end + right)
         stale = surface.why_stale_in(source)
-        words = surface.words[_slices(source)].copy()  # the two may overlap
+        words = surface.words[slices(source)].copy()  # the two may overlap
         for part in parts:
-            surface.put(part, words[_slices(part, (top, left))], None)
+            surface.put(part, words[slices(part, (top, left))], None)
         return _done(copy.surface_id, surface, parts, stale=stale, healed=True)
 
     def _fill(
@@ -297,7 +247,7 @@ class Canvas:
         region = _masked(fill, parts, found)
 
         def paint(part: Rect) -> Words | np.uint32:
-            return raster.combined(code, brush(part), surface.words[_slices(part)])
+            return raster.combined(code, brush(part), surface.words[slices(part)])
 
         return self._paint(fill.surface_id, surface, region, paint, raster.needs_dest(code))
 
@@ -307,7 +257,7 @@ class Canvas:
         word = np.uint32(0 if isinstance(message, display.DrawBlackness) else 0xFFFFFFFF)
 
         def paint(part: Rect) -> Words | np.uint32:
-            return ~surface.words[_slices(part)] if turns else word
+            return ~surface.words[slices(part)] if turns else word
 
         return self._paint(message.surface_id, surface, region, paint, turns)
 
@@ -315,7 +265,7 @@ class Canvas:
         self, surface: Surface, message: _Scaled, parts: list[Rect], found: _Found
     ) -> Drawn:
         source = _source(message, surface, found)
-        region = _Region(parts)
+        region = Region(parts)
         needs_dest = True
         match message:
             case display.DrawCopy() | display.DrawBlend():
@@ -325,7 +275,7 @@ class Canvas:
                 needs_dest = raster.needs_dest(code)
 
                 def paint(part: Rect) -> Words | np.uint32:
-                    return raster.combined(code, scaled(part), surface.words[_slices(part)])
+                    return raster.combined(code, scaled(part), surface.words[slices(part)])
 
             case display.DrawOpaque():
                 scaled = _scaled(source, message, surface)
@@ -347,7 +297,7 @@ class Canvas:
                 needs_dest = raster.needs_dest(code)
 
                 def paint(part: Rect) -> Words | np.uint32:
-                    dest = surface.words[_slices(part)]
+                    dest = surface.words[slices(part)]
                     return raster.combined3(code, brush(part), scaled(part), dest)
 
             case display.DrawTransparent():
@@ -363,7 +313,7 @@ class Canvas:
         surface: Surface,
         message: display.DrawTransparent,
         source: _Source,
-        region: _Region,
+        region: Region,
     ) -> Drawn:
         scaled = _scaled(source, message, surface)
         key = surface.rounded(np.asarray(message.true_color, np.uint32)) & np.uint32(0xFFFFFF)
@@ -371,7 +321,7 @@ class Canvas:
         def paint(part: Rect) -> Words:
             words = surface.rounded(scaled(part))
             keyed = (words & np.uint32(0xFFFFFF)) == key
-            return np.where(keyed, surface.words[_slices(part)], words)
+            return np.where(keyed, surface.words[slices(part)], words)
 
         return self._paint(message.surface_id, surface, region, paint, True, stale=source.stale)
 
@@ -380,7 +330,7 @@ class Canvas:
         surface: Surface,
         message: display.DrawAlphaBlend,
         source: _Source,
-        region: _Region,
+        region: Region,
     ) -> Drawn:
         if message.alpha == 0:
             return NOTHING
@@ -396,7 +346,7 @@ class Canvas:
         def paint(part: Rect) -> Words:
             return raster.over(
                 scaled(part),
-                surface.words[_slices(part)],
+                surface.words[slices(part)],
                 alpha=message.alpha,
                 source_alpha=source_alpha,
                 dest_alpha=dest_alpha,
@@ -408,7 +358,7 @@ class Canvas:
         self,
         number: int,
         surface: Surface,
-        region: _Region,
+        region: Region,
         paint: Paint,
         needs_dest: bool,
         *,
@@ -420,10 +370,10 @@ class Canvas:
         """
         parts = region.parts
         healed = not needs_dest and region.bits is None
-        if len(parts) > _MOST_PARTS or (needs_dest and _overlap(parts)):
-            region = _joined(region)
+        if len(parts) > _MOST_PARTS or (needs_dest and overlap(parts)):
+            region = region.joined()
         for part in region.parts:
-            for band in _bands(part):
+            for band in bands(part):
                 surface.put(band, paint(band), region.within(band))
         return _done(number, surface, parts, stale=stale, healed=healed)
 
@@ -437,150 +387,52 @@ class Canvas:
         bitmap: display.Image | None = getattr(message, "mask", display.NO_MASK).bitmap
         pattern = brush.pattern if brush is not None else None
         found = [one for one in (image, pattern.pat if pattern else None, bitmap) if one]
-        self.counts.update(map(_counted_as, found) if found else [_without_image(message)])
+        self.counts.update(map(counted_as, found) if found else [_without_image(message)])
         return _Found(
             self._image(title, "image", image, surface) if image else None,
             self._image(title, "brush.pattern.pat", pattern.pat, surface) if pattern else None,
-            self._mask(title, bitmap, surface) if bitmap else None,
+            self._pictures.mask(title, bitmap, surface) if bitmap else None,
         )
-
-    # Images
 
     def _image(
         self, title: str, field: str, image: display.Image, surface: Surface
     ) -> Picture | Unread | Mask | Surface:
-        """What an image shows; it is in the cache from now on, if it says so."""
-        if image.type in _CACHED:
-            return self._cached(title, field, image)
         if isinstance(image.content, display.SurfaceImage):
             place = f"{field}.content.surface_id"
             found = self._surface(image.content.surface_id, title, place)
             if not found.has_colours:
                 return Unread(f"surface format {found.format}", "is not drawn from")
             return found
-        _check_size(title, field, image, surface)
-        colours = self._colours(title, field, image, surface)
-        made: Picture | Unread
-        try:
-            made = images.picture(image, colours, self._decode)
-        except CannotDecode as error:
-            made = Unread(images.name_of(image), str(error))
-        self._keep(title, field, image, made)
-        return made
-
-    def _mask(self, title: str, image: display.Image, surface: Surface) -> Mask | Unread:
-        field = "mask.bitmap"
-        if image.type in _CACHED:
-            cached = self._cached(title, field, image)
-            if isinstance(cached, Picture):
-                raise RemoteProtocolError(title, field, "is in the cache, but as no mask")
-            return cached
-        _check_size(title, field, image, surface)
-        found: Mask | Unread
-        if isinstance(image.content, display.Bitmap):
-            try:
-                found = images.mask(image.content)
-            except CannotDecode as error:
-                raise RemoteProtocolError(title, f"{field}.content.format", str(error)) from None
-        else:
-            found = Unread(f"mask of {images.name_of(image)}", "nothing here can decode it")
-        self._keep(title, field, image, found)
-        return found
-
-    def _cached(self, title: str, field: str, image: display.Image) -> Picture | Mask | Unread:
-        lossless = image.type == ImageType.FROM_CACHE_LOSSLESS
-        return self._pixmaps.get(image.id, lossless=lossless, title=title, field=f"{field}.id")
-
-    def _keep(
-        self, title: str, field: str, image: display.Image, made: Picture | Mask | Unread
-    ) -> None:
-        if image.flags & (display.IMAGE_CACHE_ME | display.IMAGE_CACHE_REPLACE_ME):
-            width, height = _size(image)
-            lossy = image.type in _LOSSY
-            if isinstance(made, Picture):  # a part of its message's data may be all that it is
-                made = made._replace(words=made.words.copy())
-            self._pixmaps.put(
-                image.id, made, width * height, lossy=lossy, title=title, field=f"{field}.flags"
-            )
-
-    def _colours(
-        self, title: str, field: str, image: display.Image, surface: Surface
-    ) -> list[int] | None:
-        """The palette of an image, 0xRRGGBB; it is in its cache from now on, if it says so."""
-        content = image.content
-        if not isinstance(content, display.Bitmap | display.LzPalette):
-            return None
-        place = f"{field}.content.palette"
-        if content.palette_id is not None:
-            palette = self._palettes.get(content.palette_id, title=title, field=f"{place}_id")
-        elif content.palette is None:
-            return None
-        else:
-            palette = content.palette
-            if content.flags & display.BITMAP_PAL_CACHE_ME:
-                self._palettes.put(palette, title=title, field=place)
-        return [int(surface.colour(number)) for number in palette.ents]
+        return self._pictures.picture(title, field, image, surface)
 
     # Streams
 
-    def _note_stream(self, message: Message) -> None:
-        match message:
-            case display.StreamCreate():
-                if message.id >= MOST_STREAMS:
-                    problem = f"{message.id}: more than {MOST_STREAMS} streams"
-                    raise RemoteProtocolError(message.title, "id", problem)
-                self._surface(message.surface_id, message.title, "surface_id")
-                self._streams[message.id] = _Stream(message)
-            case display.StreamClip():
-                # Servers send these for streams, too, that the client was never told of.
-                if message.id in self._streams:
-                    self._streams[message.id].set_clip(message)
-            case display.StreamDestroy():
-                self._streams.pop(message.id, None)
-            case display.StreamDestroyAll():
-                self._streams.clear()
-
-    def _end_streams(self, number: int) -> None:
-        self._streams = {
-            key: stream
-            for key, stream in self._streams.items()
-            if stream.create.surface_id != number
-        }
-
     def _show_stream(self, data: display.StreamData | display.StreamDataSized) -> Drawn:
         """A picture of MJPEG is an image of the type JPEG."""
-        stream = self._streams.get(data.id)
+        stream = self._streams.find(data.id)
         if stream is None:
             return NOTHING
         create = stream.create
-        codec = _CODECS.get(create.codec_type, f"video codec {create.codec_type}")
-        self.counts[codec] += 1
+        self.counts[stream.codec] += 1
         width, height, dest = create.stream_width, create.stream_height, create.dest
         if isinstance(data, display.StreamDataSized):
             width, height, dest = data.width, data.height, data.dest
         surface = self._surface(create.surface_id, data.title, "id")
-        parts = _clipped(data.title, "dest", dest, stream.clip, surface)
+        parts = clipped(data.title, "dest", dest, stream.clip, surface)
         jpeg = display.Image(0, ImageType.JPEG, 0, width, height, display.ImageData(data.data))
         found: object = None
         if create.codec_type == display.CODEC_MJPEG and surface.has_colours:
-            found = self._image(data.title, "data", jpeg, surface)
+            found = self._pictures.picture(data.title, "data", jpeg, surface)
         if not isinstance(found, Picture):
             why = found.why if isinstance(found, Unread) else "nothing here can decode it"
-            return _spoilt(create.surface_id, surface, parts, Unread(codec, why))
+            return _spoilt(create.surface_id, surface, parts, Unread(stream.codec, why))
         words = found.words if create.flags & display.STREAM_TOP_DOWN else found.words[::-1]
         origin, size = (dest.top, dest.left), (dest.bottom - dest.top, dest.right - dest.left)
 
         def paint(part: Rect) -> Words:
-            return raster.nearest(words, size, _moved(part, origin))
+            return raster.nearest(words, size, moved(part, origin))
 
-        return self._paint(create.surface_id, surface, _Region(parts), paint, False)
-
-
-def _counted_as(image: display.Image) -> str:
-    try:
-        return types.IMAGE_NAMES[ImageType(image.type)]
-    except ValueError:
-        return images.name_of(image)
+        return self._paint(create.surface_id, surface, Region(parts), paint, False)
 
 
 def _without_image(message: display.Drawing) -> str:
@@ -655,10 +507,10 @@ def _picture(
     return image
 
 
-def _masked(message: _Masked, parts: list[Rect], found: _Found) -> _Region:
+def _masked(message: _Masked, parts: list[Rect], found: _Found) -> Region:
     """Of the parts only what a mask lets through; nothing does that is beyond its edge."""
     if found.mask is None:
-        return _Region(parts)
+        return Region(parts)
     if isinstance(found.mask, Unread):
         raise _Unreadable(found.mask)
     box, mask, bits = message.box, message.mask, found.mask.bits
@@ -666,15 +518,7 @@ def _masked(message: _Masked, parts: list[Rect], found: _Found) -> _Region:
         bits = ~bits
     top, left = box.top - mask.pos.y, box.left - mask.pos.x
     there = (top, left, top + bits.shape[0], left + bits.shape[1])
-    return _Region([c for part in parts if (c := _common(part, there))], bits, (top, left))
-
-
-def _check_size(title: str, field: str, image: display.Image, surface: Surface) -> None:
-    """What it is decoded to takes memory by that."""
-    width, height = _size(image)
-    most = max(MOST_IMAGE_PIXELS, surface.width * surface.height)
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
-        raise RemoteProtocolError(title, f"{field}.width", f"{width}x{height} pixels")
+    return Region([c for part in parts if (c := common(part, there))], bits, (top, left))
 
 
 def _done(number: int, surface: Surface, parts: list[Rect], *, stale: str, healed: bool) -> Drawn:
@@ -695,73 +539,6 @@ def _spoilt(number: int, surface: Surface, parts: list[Rect], unread: Unread) ->
     return Drawn(number, [], rects, *unread) if rects else NOTHING
 
 
-# Rectangles
-
-
-def _clipped(title: str, field: str, box: types.Rect, clip: object, surface: Surface) -> list[Rect]:
-    """What a box, its clip and the surface have in common."""
-    if box.top >= box.bottom or box.left >= box.right:
-        raise RemoteProtocolError(title, field, "is empty")
-    within = _common((box.top, box.left, box.bottom, box.right), _whole(surface))
-    if within is None:
-        return []
-    if clip is None:
-        return [within]
-    clips = np.asarray(clip, np.int64).reshape(-1, 4)
-    low, high = np.array(within[:2]), np.array(within[2:])
-    cut = np.hstack([np.maximum(clips[:, :2], low), np.minimum(clips[:, 2:], high)])
-    some = (cut[:, 0] < cut[:, 2]) & (cut[:, 1] < cut[:, 3])
-    parts = [(top, left, bottom, right) for top, left, bottom, right in cut[some].tolist()]
-    if area(parts) > area([within]):
-        # A region's rectangles are disjoint; these would only keep us busy.
-        raise RemoteProtocolError(title, "clip", "has rectangles that overlap")
-    return parts
-
-
-def _whole(surface: Surface) -> Rect:
-    return 0, 0, surface.height, surface.width
-
-
-def _common(one: Rect, other: Rect) -> Rect | None:
-    top, left = max(one[0], other[0]), max(one[1], other[1])
-    bottom, right = min(one[2], other[2]), min(one[3], other[3])
-    return (top, left, bottom, right) if top < bottom and left < right else None
-
-
-def _overlap(parts: list[Rect]) -> bool:
-    return any(_common(one, other) for one, other in combinations(parts, 2))
-
-
-def _bands(part: Rect) -> Iterator[Rect]:
-    """A rectangle in pieces of some rows each."""
-    top, left, bottom, right = part
-    rows = max(1, _BAND // (right - left))
-    for start in range(top, bottom, rows):
-        yield start, left, min(start + rows, bottom), right
-
-
-def _joined(region: _Region) -> _Region:
-    """The same as one part and bits: quicker for many parts, and no pixel is there twice."""
-    whole = bounds(region.parts)
-    top, left = whole[:2]
-    bits = np.zeros((whole[2] - top, whole[3] - left), np.bool_)
-    for part in region.parts:
-        within = region.within(part)
-        bits[_slices(part, (top, left))] = True if within is None else within
-    return _Region([whole], bits, (top, left))
-
-
-def _moved(part: Rect, origin: tuple[int, int]) -> Rect:
-    """A rectangle as it is seen from ``origin`` (y, x)."""
-    (y, x), (top, left, bottom, right) = origin, part
-    return top - y, left - x, bottom - y, right - x
-
-
-def _slices(part: Rect, origin: tuple[int, int] = (0, 0)) -> tuple[slice, slice]:
-    top, left, bottom, right = _moved(part, origin)
-    return slice(top, bottom), slice(left, right)
-
-
 def _is_mixed(message: _Scaled) -> bool:
     """Whether it scales so that pixels mix; TRANSPARENT and ALPHA_BLEND do not."""
     box, cut = message.box, message.src_area
@@ -779,14 +556,7 @@ def _scaled(source: _Source, message: _Scaled, surface: Surface) -> Callable[[Re
     origin, size = (box.top, box.left), (box.bottom - box.top, box.right - box.left)
     if source.framed is not None:
         framed = surface.rounded(source.framed)
-        return lambda part: surface.rounded(raster.interpolated(framed, size, _moved(part, origin)))
+        return lambda part: surface.rounded(raster.interpolated(framed, size, moved(part, origin)))
     if size == words.shape:
-        return lambda part: words[_slices(part, origin)]
-    return lambda part: raster.nearest(words, size, _moved(part, origin))
-
-
-def _size(image: display.Image) -> tuple[int, int]:
-    """Width and height in pixels."""
-    if isinstance(image.content, display.Bitmap):
-        return image.content.x, image.content.y
-    return image.width, image.height
+        return lambda part: words[slices(part, origin)]
+    return lambda part: raster.nearest(words, size, moved(part, origin))
