@@ -375,6 +375,29 @@ async def test_it_is_done_when_the_other_server_says_so(place: Path) -> None:
             await done.wait()
 
 
+async def test_what_is_let_go_while_nothing_answers_comes_up_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that was stopped for long would go on with a key that stays down."""
+    monkeypatch.setattr("spiceshm.client.inputs.DONE_S", 0.05)
+    source = f"unix:{place}/up"
+    async with (
+        stockserver.serving(source) as server,
+        relayed(source, place) as (_, _, address),
+        byhand.session(address) as client,
+    ):
+        server.acks = False
+        keys = await client.open(ChannelType.INPUTS)
+        await keys.put(inputs.KeyDown(SHIFT), inputs.MousePress(1, 0))
+        there = await server.channel(ChannelType.INPUTS)
+        await there.find(inputs.MousePress)
+        await keys.put(inputs.KeyDown(CTRL), inputs.MouseRelease(1, 0))
+        assert await there.find(inputs.MouseRelease) == [inputs.MouseRelease(1, 0)]
+        await keys.put(*map(inputs.KeyUp, (CTRL | 0x80, SHIFT | 0x80)))
+        assert await there.find(inputs.KeyUp) == [inputs.KeyUp(SHIFT | 0x80)]
+        assert await there.find(inputs.KeyDown) == [inputs.KeyDown(SHIFT)]  # the other one is lost
+
+
 async def test_locks_go_both_ways(place: Path) -> None:
     async with chain(place) as it, byhand.session(it.address) as client:
         keys = await client.open(ChannelType.INPUTS)

@@ -284,8 +284,16 @@ class Inputs(LaterChannel):
         """Do what events say, in order; returns when the server has done it.
 
         Left out is what does not fit: that something comes up which this connection does not hold
-        down, and places where the server takes none. Raises as calls that act do.
+        down, and places where the server takes none. Raises as calls that act do; after Timeout
+        what the events let go comes up all the same, as soon as the server goes on.
         """
+        try:
+            await self._play(events)
+        except Timeout:
+            self._let_go(chain.from_iterable(map(self._played, filter(_is_up, events))))
+            raise
+
+    async def _play(self, events: Sequence[Event]) -> None:
         async with self._acting():
             pressed = 0
             for event in events:
@@ -421,6 +429,10 @@ def _button(name: str) -> int:
     if name not in BUTTONS:
         raise CannotType(f"no button is named {name!r}; accepted are {', '.join(BUTTONS)}")
     return BUTTONS[name]
+
+
+def _is_up(event: Event) -> bool:
+    return isinstance(event, Key | Button) and not event.down
 
 
 def _between(begin: Place, end: Place, part: float) -> Place:
