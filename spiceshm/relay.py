@@ -135,6 +135,12 @@ class Relay:
         """
         self._display = display
         self._started = task_status.started
+        try:
+            await self._show(display)
+        finally:  # who is cancelled has no connection either
+            self._parts, self._since = None, time.monotonic()
+
+    async def _show(self, display: Display) -> None:
         pause = FIRST_PAUSE_S
         while True:
             try:

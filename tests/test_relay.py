@@ -537,6 +537,16 @@ async def test_a_size_is_refused_while_it_is_away(place: Path) -> None:
     await relay.play([PointerTo(1, 1), PointerBy(1, 1)])
 
 
+async def test_who_shows_it_no_more_has_no_connection(place: Path) -> None:
+    source, machine = f"unix:{place}/up", Machine()
+    async with upstream_at(source, machine):
+        async with relayed(source, place) as (relay, _, _):
+            await eventually(lambda: relay.stats.connected)
+        assert not relay.stats.connected
+        with pytest.raises(SourceError, match="is not there"):
+            await relay.resize(80, 60)
+
+
 async def test_a_password_that_was_changed_is_told_and_tried_on(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
