@@ -21,6 +21,7 @@ from spiceshm.client.changes import Changes, Moment
 from spiceshm.client.display import STALE_S, DisplayChannel
 from spiceshm.client.frame import Copies
 from spiceshm.client.session import Session
+from spiceshm.server.sessions import MOST_DISPLAYS
 from spiceshm.transport import Stream
 from tests.test_library import HEIGHT, WIDTH, both_ends, picture, rgb
 
@@ -181,6 +182,17 @@ async def test_what_was_opened_for_one_look_is_gone_after_it(address: str) -> No
                 await anext(frames)
             await remote.latest()
         assert streams() <= before + 2  # the last one's ends, if it was a moment ago
+
+
+async def test_more_tasks_look_than_a_session_may_have_channels(address: str) -> None:
+    async with both_ends(address) as (_, _, remote), trio.open_nursery() as nursery:
+        await given_up(remote)
+
+        async def look() -> None:
+            assert np.array_equal(rgb((await remote.latest()).pixels), rgb(picture(0)))
+
+        for _ in range(MOST_DISPLAYS + 1):
+            nursery.start_soon(look)
 
 
 def streams() -> int:

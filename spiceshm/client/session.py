@@ -152,6 +152,7 @@ class Session:
         self._display = display
         display.told = self.tell
         self._told = trio.Event()
+        self._looking = trio.Lock()
         self._password = password
         self._nursery = nursery
         self._stack = stack
@@ -197,8 +198,13 @@ class Session:
     async def look_again(self) -> Frame:
         """The present picture, by a display channel that is opened for it alone.
 
-        For where the last frame went back to the server while a newer one was waited for.
+        For where the last frame went back to the server while a newer one was waited for. Tasks
+        take turns, for a session may have few such channels.
         """
+        async with self._looking:
+            return await self._look_again()
+
+    async def _look_again(self) -> Frame:
         known = self._display.changes.newest
         channel = DisplayChannel(self._display.address, self._display.wishes._replace(credits=1))
         stream, link = await self.open_further(ChannelType.DISPLAY)
