@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -574,6 +575,21 @@ def test_both_end_cleanly_on_a_signal(place: Path, number: signal.Signals) -> No
         assert os.listdir(place) == []
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)
+
+
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_one_that_is_interrupted_while_it_reads_its_options(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They import a lot for it."""
+
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spiceshm.transport.address.parse_address", interrupted)
+    options = ["--listen", "unix:/s"] if program == "server" else ["unix:/s"]
+    monkeypatch.setattr("sys.argv", [program, *options])
+    assert importlib.import_module(f"spiceshm.cli.{program}").main() == 130
 
 
 def test_a_client_that_is_interrupted_while_it_waits(place: Path) -> None:

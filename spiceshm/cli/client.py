@@ -111,8 +111,8 @@ def _options() -> argparse.ArgumentParser:
 
 def main() -> int:
     """The program's entry point; returns its exit status."""
-    arguments = _options().parse_args(bind_texts(sys.argv[1:]))
     try:
+        arguments = _options().parse_args(bind_texts(sys.argv[1:]))
         from .looking import run_client
 
         return run_client(NAME, arguments)

@@ -189,8 +189,8 @@ def _options() -> argparse.ArgumentParser:
 
 def main() -> int:
     """The program's entry point; returns its exit status."""
-    arguments = _options().parse_args()
     try:
+        arguments = _options().parse_args()
         from .serving import run_server
 
         return run_server(NAME, arguments)
