@@ -527,6 +527,23 @@ async def test_ipv6(nursery: trio.Nursery) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_host_that_vanishes_is_noticed_within_a_minute() -> None:
+    """Nothing else tells who only listens: a relay would wait for ever for a machine that moved."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with await open_stream(TcpAddress("127.0.0.1", listener.getsockname()[1])) as stream:
+            with socket.socket(fileno=os.dup(stream.fileno())) as same:
+                assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                idle, interval, count = (
+                    same.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (
+                        socket.TCP_KEEPIDLE,
+                        socket.TCP_KEEPINTVL,
+                        socket.TCP_KEEPCNT,
+                    )
+                )
+                assert idle + interval * count <= 60
+
+
 # Accepting
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 18
 _MAX_DESCRIPTORS = 16
 _CONNECT_PAUSE_S = 0.02
+_PROBES = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""A server that is silent for 20 s is asked whether it is there, and is gone 30 s later."""
 START_ONE = "; start one with spiceshm-server"
 """What to do about a server that is not there, at the end of an error's text."""
 
@@ -327,6 +329,11 @@ async def _connect_unix(address: UnixAddress) -> socket.socket:
 
 async def _connect_tcp(address: TcpAddress) -> socket.socket:
     sock = (await trio.open_tcp_stream(address.host, address.port)).socket
+    # Who only listens would never learn that the host at the other end, or the way there, is gone.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     # Without trio's wrapper, whose every call is a turn of the scheduler.
     return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
