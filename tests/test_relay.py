@@ -4,9 +4,11 @@ reaches it. The other server is ours, or speaks as stock servers do, over real s
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -535,6 +537,23 @@ async def test_a_size_is_refused_while_it_is_away(place: Path) -> None:
     with pytest.raises(SourceError, match="is not there"):
         await relay.resize(80, 60)
     await relay.play([PointerTo(1, 1), PointerBy(1, 1)])
+
+
+async def test_readers_that_vanish_keep_no_frame_of_the_other_server(place: Path) -> None:
+    """A few of them would hold all that it lends."""
+    async with chain(place) as it:
+        gc.disable()
+        try:
+            async with spiceshm.connect(it.address) as remote:
+                lent = picture(1)
+                kept = weakref.ref(lent)
+                remote._channel._stream.close()
+                it.display.surface.draw(lent)
+                del lent
+            await eventually(lambda: not it.display.viewers)
+            assert kept() is None
+        finally:
+            gc.enable()
 
 
 async def test_who_shows_it_no_more_has_no_connection(place: Path) -> None:

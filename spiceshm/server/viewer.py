@@ -203,6 +203,8 @@ class Viewer:
         try:
             self._pump()
         except (SpiceShmError, MemoryError) as error:
+            # Its frames are those of whoever draws, too: what he draws from would be kept with it.
+            error.__traceback__ = error.__context__ = None
             self._failure = error
             self._scope.cancel()
 
