@@ -571,6 +571,21 @@ async def accepting(place: Path, nursery: trio.Nursery) -> AsyncIterator[tuple[L
         nursery.cancel_scope.cancel()
 
 
+async def test_somebody_who_comes_just_as_it_ends(place: Path) -> None:
+    async def refuse(stream: Stream) -> None:
+        stream.close()
+
+    for attempt in range(20):  # who of the two runs first is random
+        address = UnixAddress(str(place / str(attempt)))
+        async with trio.open_nursery() as nursery:
+            with listening(address) as listener, socket.socket(socket.AF_UNIX) as client:
+                nursery.start_soon(listener.serve, refuse, nursery)
+                await trio.testing.wait_all_tasks_blocked()
+                client.connect(address.path)
+                await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+
 async def test_the_kernel_says_who_connects(accepting: tuple[Listener, Accepted]) -> None:
     listener, accepted = accepting
     assert isinstance(listener.address, UnixAddress)

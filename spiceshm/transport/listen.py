@@ -59,6 +59,8 @@ class Listener:
         await trio.lowlevel.checkpoint()  # it may have been closed before this task began
         while True:
             await trio.lowlevel.wait_readable(self._socket)
+            # It may have been cancelled, and its socket closed, when it was woken already.
+            await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
