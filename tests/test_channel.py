@@ -545,6 +545,15 @@ def limit_of(channel: str, sender: Sender) -> int:
     return SERVER_MESSAGE_LIMIT.get(channel, 1 << 20)
 
 
+def test_the_largest_pointer_of_a_machine_is_taken() -> None:
+    header = cursor.CursorHeader(1, cursor.TYPE_COLOR32, 512, 512, 0, 0)
+    shape = cursor.Cursor(0, header, bytes(512 * 512 * 4 + 512 * 512 // 8))
+    with ends("cursor") as joined:
+        joined.server_sends(cursor.CursorInit(0, 0, 0, 0, 0, cursor.Cursor(cursor.FLAG_NONE)))
+        [message] = joined.server_sends(cursor.CursorSet(0, 0, 1, shape))
+        assert message == cursor.CursorSet(0, 0, 1, shape)
+
+
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("mini", [True, False])
 @pytest.mark.parametrize("sender", Sender)

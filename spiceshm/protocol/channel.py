@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 CLIENT_MESSAGE_LIMIT = 1 << 16
 """Most bytes of a body that a client may send; none that we know comes near."""
 
-SERVER_MESSAGE_LIMIT = {"display": (1 << 24) + (1 << 20)}
-"""Most bytes of a body that a server may send: a raw image of 4 Mi pixels fits. Where a surface is
-larger than that, an image of it does: see `display_client`."""
+SERVER_MESSAGE_LIMIT = {"display": (1 << 24) + (1 << 20), "cursor": (1 << 20) + (1 << 16)}
+"""Most bytes of a body that a server may send: a raw image of 4 Mi pixels fits, and a pointer of
+512x512, which is QEMU's largest. Where a surface is larger, an image of it does: see
+`display_client`."""
 
 _SERVER_DEFAULT_LIMIT = 1 << 20
 _MOST_JOINED = 1 << 16
