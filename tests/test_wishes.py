@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spiceshm.wire import Message
 
 PART = (2, 8, 20, 24)
+UNREADABLE = "display.draw_copy: quic: its data end before its header"
 
 
 @pytest.fixture
@@ -110,6 +111,8 @@ def test_a_package_that_is_missing_is_named_with_how_to_get_it(
         b"spiceshm-client: --compression quic takes the package numba: "
         b"pip install 'spiceshm[jit]'\n"
     )
+    result = look("--json", "--key", "a", "--compression", "quic", "unix:/nowhere", prelude=prelude)
+    assert "spiceshm[jit]" in json.loads(result.stdout)["error"]
 
 
 async def test_compression_is_asked_for_before_anything_is_drawn(address: str) -> None:
@@ -146,8 +149,7 @@ async def test_what_cannot_be_decoded_is_told_once_and_stale_until_it_is_covered
         [record] = caplog.records
         assert record.levelno == logging.WARNING
         assert record.getMessage() == (
-            f"{address}: display.draw_copy: quic: its data end before its header; "
-            "shown there is what was there before"
+            f"{address}: {UNREADABLE}; shown there is what was there before"
         )
         end.put(readable())
         frame = await remote.wait_change(PART)
@@ -165,7 +167,7 @@ async def test_strict_is_to_miss_nothing(address: str) -> None:
                 await remote.wait_change()
             with pytest.raises(CannotDecode):
                 await remote.latest()
-        why = f"{address}: display.draw_copy: quic: its data end before its header"
+        why = f"{address}: {UNREADABLE}"
         assert str(caught.value) == why
 
 
@@ -176,10 +178,12 @@ async def test_the_program_tells_what_is_stale_and_is_strict_if_asked(address: s
         assert result.returncode == 0
         assert result.stderr.count(b"\n") == 1
         assert json.loads(result.stdout)["stale"] == ["8,2,16,18"]
+        result = await trio.to_thread.run_sync(look, "--strict", "--json", address)
+        assert json.loads(result.stdout)["error"] == f"{address}: {UNREADABLE}"
         result = await trio.to_thread.run_sync(look, "--strict", "--wait-change", "9", address)
         assert result.returncode == 1
         assert result.stdout == b""
-        why = f"{address}: display.draw_copy: quic: its data end before its header"
+        why = f"{address}: {UNREADABLE}"
         assert result.stderr.decode() == f"spiceshm-client: {why}\n"
 
 
@@ -206,3 +210,11 @@ async def _is_black(remote: spiceshm.RemoteDisplay) -> None:
     frame = await remote.latest()
     assert (frame.width, frame.full) == (100, True)
     assert not frame.rgb().any()
+
+
+def test_json_has_the_error_also_where_nothing_was_shown() -> None:
+    result = look("--json", "unix:/nowhere")
+    assert result.returncode == 1
+    told = json.loads(result.stdout)
+    assert list(told) == ["error"]
+    assert result.stderr.decode() == f"spiceshm-client: {told['error']}\n"

@@ -124,7 +124,7 @@ async def act(arguments: argparse.Namespace) -> int:
             await run.do_all(display)
         if not run.finished:
             run.error = "interrupted"
-    except SpiceShmError as error:
+    except (SpiceShmError, UsageError) as error:
         run.error = one_line(error)
         raise
     finally:

@@ -53,8 +53,8 @@ def _options() -> argparse.ArgumentParser:
         "--json",
         action="store_true",
         help="at the end one JSON object on stdout: frames, fps, latency_us, torn, rects, "
-        "wire_bytes, pixel_bytes, shm, reason, images, stale; with actions what came of each and "
-        "the error",
+        "wire_bytes, pixel_bytes, shm, reason, images, stale; with actions what came of each; the "
+        "error, if it failed",
     )
     add_steps(options)
     options.add_argument("--cursor", action="store_true", help="draw the pointer into screenshots")

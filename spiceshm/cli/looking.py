@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ..errors import SpiceShmError
 from .acting import act, acts, check
-from .common import UsageError, run, until_interrupted
+from .common import UsageError, one_line, run, until_interrupted
 from .connecting import connected
 from .options import OK
 from .pictures import save
@@ -35,8 +36,16 @@ async def _run(arguments: argparse.Namespace) -> int:
     check(arguments)
     if acts(arguments):
         return await act(arguments)
-    async with until_interrupted(), connected(arguments) as display:
-        await _watch(display, arguments)
+    told: dict[str, Any] = {}
+    try:
+        async with until_interrupted(), connected(arguments) as display:
+            await _watch(display, arguments, told)
+    except (SpiceShmError, UsageError) as error:
+        told["error"] = one_line(error)
+        raise
+    finally:
+        if arguments.json:
+            print(json.dumps(told), flush=True)
     return OK
 
 
@@ -55,7 +64,10 @@ def _pictures(arguments: argparse.Namespace) -> list[str]:
     return [step.value for step in arguments.steps if step.option == "screenshot"]
 
 
-async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
+async def _watch(
+    display: RemoteDisplay, arguments: argparse.Namespace, told: dict[str, Any]
+) -> None:
+    """Look as long as the options say; the figures go to ``told``."""
     watch = Watch(display)
     table = Table(watch, display) if arguments.stats else None
     path = next(iter(_pictures(arguments)), None)
@@ -74,19 +86,13 @@ async def _watch(display: RemoteDisplay, arguments: argparse.Namespace) -> None:
                     break
     finally:
         # Also after Ctrl-C and when the server went away: what was seen was seen.
+        told |= watch.result()
         if table is not None:
             table.update(last=True)
         if picture is not None and path is not None:
             save(picture[:, :, 2::-1], path)  # from B, G, R, X
-        if watch.frames or arguments.json:
-            _report(display, watch, arguments)
-
-
-def _report(display: RemoteDisplay, watch: Watch, arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(json.dumps(watch.result()), flush=True)
-    elif not arguments.steps and not arguments.stats:
-        _describe(display, watch)
+        if watch.frames and not (arguments.json or arguments.steps or arguments.stats):
+            _describe(display, watch)
 
 
 def _describe(display: RemoteDisplay, watch: Watch) -> None:

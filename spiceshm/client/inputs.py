@@ -246,7 +246,8 @@ class Inputs(LaterChannel):
         if place is not None and not await self._session.mouse_mode(MouseMode.CLIENT):
             raise ViewOnly(
                 f"{self._session.address}: the server takes no positions, only moves by so many "
-                "pixels; a virtual machine needs a tablet for them (-device usb-tablet)"
+                "pixels; a virtual machine needs a tablet for them (-usb -device usb-tablet), "
+                "and a system that drives it"
             )
 
     def _to(self, place: Place | None) -> Iterator[Message]:

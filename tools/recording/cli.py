@@ -51,6 +51,7 @@ Replaying, the link phase is a new one, as server with any ticket taken, as clie
 in $SPICESHM_PASSWORD. PONG, ACK and ACK_SYNC, and acknowledgements of motions, are those that the
 live connection needs, those recorded are left out; so are messages about migrating. As server it
 says all that was recorded and stays until Ctrl-C; as client it ends when all was read.
+QEMU may crash when a client leaves as soon as that: use --with-times there.
 
 Exit status: 0 all was well, 1 something was not, 2 wrong options."""
 
