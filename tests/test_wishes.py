@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 import spiceshm
@@ -218,3 +219,24 @@ def test_json_has_the_error_also_where_nothing_was_shown() -> None:
     told = json.loads(result.stdout)
     assert list(told) == ["error"]
     assert result.stderr.decode() == f"spiceshm-client: {told['error']}\n"
+
+
+async def test_who_gives_up_while_a_channel_is_opened_leaves_behind_its_first_message(
+    address: str,
+) -> None:
+    """QEMU dies of a display channel that is closed before it begins."""
+    async with stockserver.serving(address) as server:
+        with trio.fail_after(stockserver.SOON), trio.CancelScope() as given_up:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_connect, address)
+                while ChannelType.DISPLAY not in server.linked:
+                    await trio.lowlevel.checkpoint()
+                given_up.cancel()
+        assert given_up.cancelled_caught
+        end = await server.channel(ChannelType.DISPLAY)
+        assert await end.find(display.DisplayInit)
+
+
+async def _connect(address: str) -> None:
+    async with spiceshm.connect(address):
+        await trio.sleep_forever()

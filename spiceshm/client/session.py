@@ -36,6 +36,9 @@ from .wishes import Wishes
 
 log = logging.getLogger("spiceshm.client")
 
+GRACE_S = 0.5
+"""So long a connection is not given up while its display channel is being opened."""
+
 AGAIN_S = 0.02
 """How often one looks for a server that is not there yet: nothing tells when it comes."""
 
@@ -170,10 +173,14 @@ class Session:
         with self.named():
             self._main = main_channel = _MainChannel(main_stream, main_link, self)
             self._session_id = await main_channel.begin()
-        stream, link = await self.open(ChannelType.DISPLAY)
-        self.keep(stream)
-        with self.named():
-            display.open(stream, link)
+        async with _not_cancelled(GRACE_S):
+            stream, link = await self.open(ChannelType.DISPLAY)
+            self.keep(stream)
+            with self.named():
+                display.open(stream, link)
+            if not link.rest:
+                with trio.move_on_after(GRACE_S):
+                    await stream.readable()
         self.run(main_channel.read)
         self.run(main_stream.flush_when_writable)
         self.run(partial(display.reading.run, link.rest))
@@ -407,6 +414,28 @@ async def _link(stream: Stream, link: ClientLink) -> None:
         for descriptor in descriptors:
             descriptor.close()
         link.receive_data(bytes(data))
+
+
+@contextlib.asynccontextmanager
+async def _not_cancelled(seconds: float) -> AsyncIterator[None]:
+    """A block that is cancelled only when it has run for so long.
+
+    QEMU dies of a client that goes while it opens the display channel.
+    """
+    async with open_nursery() as nursery:
+        begun = trio.CancelScope(shield=True)
+        with trio.CancelScope(shield=True) as kept:
+
+            async def let_go() -> None:
+                with begun:
+                    await trio.sleep(seconds)
+                kept.shield = False
+
+            nursery.start_soon(let_go)
+            try:
+                yield
+            finally:
+                begun.cancel()
 
 
 @contextlib.contextmanager
