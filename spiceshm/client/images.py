@@ -146,16 +146,16 @@ def has_alpha(image: display.Image) -> bool:
     if image.type == ImageType.GLZ_RGB:
         return _is_glz_rgba(data)
     if image.type == ImageType.LZ_RGB:
-        return int.from_bytes(data[8:12], "big") in (_LZ_RGBA, _LZ_A8)
-    return image.type == ImageType.QUIC and int.from_bytes(data[8:12], "little") == _QUIC_RGBA
+        return int.from_bytes(data[8:12], "big") in (lz.Type.RGBA, lz.Type.A8)
+    return image.type == ImageType.QUIC and int.from_bytes(data[8:12], "little") == quic.RGBA
 
 
-_LZ_RGBA, _LZ_A8, _QUIC_RGBA = 9, 11, 5
 _GLZ_TYPE = 8
+"""Where the type is, and whether the first line is the top one."""
 
 
 def _is_glz_rgba(head: bytes) -> bool:
-    return len(head) > _GLZ_TYPE and head[_GLZ_TYPE] & 15 == _LZ_RGBA
+    return len(head) > _GLZ_TYPE and head[_GLZ_TYPE] & 15 == lz.Type.RGBA
 
 
 def _inflated(data: bytes, size: int) -> bytes:

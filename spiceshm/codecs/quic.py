@@ -36,7 +36,7 @@ _START = 8 * _HEADER.size
 """Bits before the first line."""
 
 _MAGIC, _VERSION = 0x43495551, 0
-_RGB16, _RGBA = 2, 5
+_RGB16, RGBA = 2, 5
 _LIMIT = 26
 """Bits of the longest code."""
 
@@ -78,7 +78,7 @@ def decode(data: Data, width: int, height: int) -> NDArray[np.uint8]:
     magic, version, kind, *said = _HEADER.unpack_from(body)
     if (magic, version) != (_MAGIC, _VERSION):
         raise CannotDecode("its data are no QUIC")
-    if not _RGB16 <= kind <= _RGBA:
+    if not _RGB16 <= kind <= RGBA:
         raise CannotDecode(f"unknown QUIC type {kind}")
     lz.expect_size((said[0], said[1]), width, height)
     if not jit.AVAILABLE:
@@ -91,7 +91,7 @@ def decode(data: Data, width: int, height: int) -> NDArray[np.uint8]:
     words[:used] = np.frombuffer(body, "<u4", used)
     picture = np.zeros((height, width, 4), np.uint8)
     tables = _tables(5 if kind == _RGB16 else 8)
-    result = jit.compiled(read)(words, used * 32, picture, kind == _RGBA, *tables)
+    result = jit.compiled(read)(words, used * 32, picture, kind == RGBA, *tables)
     if result < 0:
         raise CannotDecode(_REASONS[result])
     if kind == _RGB16:
