@@ -1,4 +1,4 @@
-"""`tokens` compiled by numba, where that is installed: faster by more than ten times, and other
+"""`tokens` compiled by numba, where that is installed: five to sixteen times as fast, and other
 threads run meanwhile.
 
 The first image of a process waits until numba is imported and what it compiled is loaded: a second,
