@@ -205,7 +205,7 @@ class DisplayChannel:
         if data:
             self._to_do = self._messages(data, descriptors)
         left = self._carry_out()
-        if drawn := self._ordinary.take_note():
+        if self._ordinary.is_shown and (drawn := self._ordinary.take_note()):
             self.changes.note(self._ordinary.serial, 0, np.array(drawn, "<i4"))
             self.reading.arrived()
         if self.reading.waiting and self._something_new:  # who waits is woken, and reads himself
