@@ -213,12 +213,14 @@ class Relay:
                 if self._shape is None:
                     display.set_cursor(None)  # there is one, which may not be seen now
 
+    # Texts are logged and no errors: who keeps those keeps the frames that they passed through.
+
     @contextlib.contextmanager
     def _if_it_can(self) -> Iterator[None]:
         try:
             yield
         except (ViewOnly, ConnectError) as error:
-            log.log(logging.INFO if self._connections else logging.WARNING, "%s", error)
+            log.log(logging.INFO if self._connections else logging.WARNING, "%s", str(error))
 
     def _tell(self, parts: Parts, display: Display) -> None:
         """Tell our clients what the other server tells beside pixels; what is the same is not."""
@@ -290,9 +292,9 @@ class Relay:
             await parts.inputs.play(events)
             self._tell(parts, display)
         except Timeout as error:
-            log.warning("%s", error)
+            log.warning("%s", str(error))
         except (ConnectError, Disconnected, ProtocolError, ViewOnly) as error:
-            log.info("%s; what clients do is lost", error)
+            log.info("%s; what clients do is lost", str(error))
 
     async def resize(self, width: int, height: int) -> None:
         """Have the other server give its display a size, for ``serve(resize=...)``.
