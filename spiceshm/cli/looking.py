@@ -40,11 +40,12 @@ async def _run(arguments: argparse.Namespace) -> int:
     try:
         async with until_interrupted(), connected(arguments) as display:
             await _watch(display, arguments, told)
-    except (SpiceShmError, UsageError) as error:
-        told["error"] = one_line(error)
+    except (SpiceShmError, UsageError, OSError) as error:
+        if arguments.json:
+            told["error"] = one_line(error)
         raise
     finally:
-        if arguments.json:
+        if told:
             print(json.dumps(told), flush=True)
     return OK
 
@@ -67,7 +68,7 @@ def _pictures(arguments: argparse.Namespace) -> list[str]:
 async def _watch(
     display: RemoteDisplay, arguments: argparse.Namespace, told: dict[str, Any]
 ) -> None:
-    """Look as long as the options say; the figures go to ``told``."""
+    """Look as long as the options say; with --json the figures go to ``told``."""
     watch = Watch(display)
     table = Table(watch, display) if arguments.stats else None
     path = next(iter(_pictures(arguments)), None)
@@ -86,7 +87,8 @@ async def _watch(
                     break
     finally:
         # Also after Ctrl-C and when the server went away: what was seen was seen.
-        told |= watch.result()
+        if arguments.json:
+            told |= watch.result()
         if table is not None:
             table.update(last=True)
         if picture is not None and path is not None:
